@@ -1,0 +1,107 @@
+"""Files that survive: atomic save, checked load.
+
+A file is what `torch.save` writes (a zip archive), with the SHA-256 of everything before it as the archive's comment:
+`torch.load` still reads it, and a changed byte anywhere is found.
+"""
+
+import fcntl
+import hashlib
+import io
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errors import DataError, UserError
+
+_MARK = b"sha256:"
+_COMMENT = len(_MARK) + 64
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that at every moment the old or the new file is there, whole.  Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` (tensors, numbers, text, and dicts and lists of these) atomically.  Raises OSError."""
+    buffer = io.BytesIO()  # a full disk then meets one plain write
+    torch.save(dict(state), buffer)
+    archive = bytearray(buffer.getbuffer())
+    archive[-2:] = _COMMENT.to_bytes(2, "little")  # the last field of a zip archive is the length of its comment
+    write_atomically(path, bytes(archive) + _MARK + hashlib.sha256(archive).hexdigest().encode())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state in `path`, on the CPU.
+
+    Raises:
+        DataError: the file cannot be read, is damaged, or holds anything but tensors and plain values.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name a checkpoint with --checkpoint") from None
+    archive, comment = content[:-_COMMENT], content[-_COMMENT:]
+    if comment != _MARK + hashlib.sha256(archive).hexdigest().encode():
+        raise DataError(f"{path}: damaged, or not a checkpoint of this program: its SHA-256 does not fit; use another copy")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path}: not a checkpoint ({type(error).__name__}: {str(error)[:200]})") from None
+    if not isinstance(state, dict):
+        raise DataError(f"{path}: not a checkpoint: it holds a {type(state).__name__}")
+    return state
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 in hexadecimal over names, shapes and values of the weights: equal exactly when the model is the same."""
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        sha.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        sha.update(value.numpy().tobytes())
+    return sha.hexdigest()
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep others from training into `path` for as long as this process lives.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{path}: another training writes to this checkpoint; wait for it, or choose another train_spec.checkpoint_path"
+            ) from None
+        yield
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,228 @@
+"""What must fit together in a configuration, and the values that would work where it does not.
+
+The sections come as they were read, each right by itself.  Nothing of `config` is imported but the names of its types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from config import DataConfig, ModelConfig, TestDataConfig, TestSpec, TrainDataConfig, TrainSpec
+
+_BACKGROUND_CLASSES = {"official": 964, "45-5": 1479}
+_EVALUATION_CLASSES = {"official": 659, "45-5": 144}
+_DIGITS = 10
+_TEST_GLYPHS = 60  # classes
+_SMALLEST_CLASS = {"omniglot": 20, "glyphs": 20, "mnist": 5421}  # images, in training
+_SMALLEST_TEST_CLASS = {"omniglot": 20, "glyphs": 20, "mnist": 892}
+
+Problem: TypeAlias = tuple[str, str]  # dotted path, what is wrong and what would work
+
+
+class _Broken(NamedTuple):
+    rule: str  # names the rule, whatever the values are
+    field: str
+    reason: str
+
+
+def contradictions(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """Problems between fields, as far as the sections they need are there."""
+    for needed, check in _CHECKS:
+        if all(name in sections for name in needed):
+            yield from check(*(sections[name] for name in needed))
+
+
+def _train_memory(data: TrainDataConfig) -> Iterator[Problem]:
+    classes = _training_classes(data)
+    held = data.held_out_classes if data.held_out_classes < classes else 0  # else it is at fault itself
+    yield from _composition("train_data", data, classes - held)
+
+
+def _validation_memory(train: TrainDataConfig, val: DataConfig) -> Iterator[Problem]:
+    """Validation draws its memories from the held-out classes; without any there is no validation."""
+    unlimited = _training_classes(train)
+    yield from _composition("val_data", val, unlimited)
+    if train.kind == "mnist" or not train.held_out_classes or any(_composition("val_data", val, unlimited)):
+        return
+    if (needed := _most_classes(val)) > train.held_out_classes:
+        yield (
+            "train_data.held_out_classes",
+            f"{train.held_out_classes} classes are too few for a memory of val_data, which may need {needed} "
+            f"(timesteps {val.timesteps}); use 0 (no validation), {needed} or more, or a smaller val_data.timesteps",
+        )
+
+
+def _held_out(data: TrainDataConfig) -> Iterator[Problem]:
+    path, held, classes = "train_data.held_out_classes", data.held_out_classes, _training_classes(data)
+    if data.kind == "mnist" and held:
+        yield path, f"{held} classes cannot be held out where kind mnist has {_DIGITS}, all of them tested; use 0"
+    elif held >= classes:
+        yield path, f"{held} leaves nothing to train on, kind {data.kind} has {classes} classes; use fewer"
+
+
+def _training_classes(data: DataConfig) -> int:
+    if data.kind == "omniglot":
+        return _BACKGROUND_CLASSES[data.split]
+    return _DIGITS if data.kind == "mnist" else data.classes
+
+
+def _most_classes(data: DataConfig) -> int:
+    """The largest number of classes that a memory may need."""
+    if not data.timesteps:
+        return 0
+    if data.max_img_per_class:
+        return data.timesteps // data.max_img_per_class if data.exact else data.timesteps
+    number = data.max_batch_cls or 1
+    return number if data.exact else min(number, data.timesteps)
+
+
+def _most_images(data: DataConfig) -> int:
+    """The largest number of images of its own class that a target may meet in its memory."""
+    if data.max_img_per_class:
+        return data.max_img_per_class if data.exact else min(data.max_img_per_class, data.timesteps)
+    return data.timesteps // (data.max_batch_cls or 1) if data.exact else data.timesteps
+
+
+def _composition(section: str, data: DataConfig, pool: int) -> Iterator[Problem]:
+    """What keeps memories from being composed of `pool` classes, each with the nearest values that would work."""
+    broken = list(_broken_rules(data, pool))
+    for one in broken:
+        value = getattr(data, one.field)
+        yield f"{section}.{one.field}", f"{value} {one.reason}" + _way_out(one, broken, data, pool)
+
+
+def _way_out(one: _Broken, broken: Sequence[_Broken], data: DataConfig, pool: int) -> str:
+    value: int = getattr(data, one.field)
+    if one.rule == "choice":
+        return ""
+    allowed = {other.rule for other in broken} - {one.rule}
+
+    def works(number: int) -> bool:
+        changed = data.model_copy(update={one.field: number})
+        return all(other.rule in allowed for other in _broken_rules(changed, pool))
+
+    below = next((n for n in range(min(value, 2048) - 1, 0, -1) if works(n)), None)
+    above = next((n for n in range(value + 1, value + 257) if works(n)), None)
+    numbers = [str(n) for n in (below, above) if n]
+    return f"; use {' or '.join(numbers)}" if numbers else "; no value of it works with the others as they are"
+
+
+def _broken_rules(data: DataConfig, pool: int) -> Iterator[_Broken]:
+    yield from _broken_sharing(data)
+    key = "max_img_per_class" if data.max_img_per_class else "max_batch_cls"
+    if data.max_img_per_class and data.max_batch_cls:
+        text = f"is given beside max_batch_cls {data.max_batch_cls}; set one of them to null"
+        yield _Broken("choice", "max_img_per_class", text)
+        return
+    if not data.timesteps:
+        return
+    number: int | None = getattr(data, key)
+    if number is None:
+        yield _Broken("choice", "timesteps", "needs max_img_per_class or max_batch_cls and has neither; set one")
+        return
+    if data.exact and data.timesteps % number:
+        yield _Broken("multiple", "timesteps", f"is not a multiple of {key} {number}, which exact: true needs")
+        return
+    targets = getattr(data, "targets_per_memory", 1)
+    classes, own = _most_classes(data), _most_images(data)
+    if targets > 1 and key == "max_img_per_class" and data.exact and targets % classes:
+        text = f"is not a multiple of {classes}, the classes in a memory (timesteps {data.timesteps} / {key} {number})"
+        yield _Broken("targets", "targets_per_memory", text)
+    if classes > pool:
+        at_fault = "timesteps" if key == "max_img_per_class" else key
+        yield _Broken("classes", at_fault, f"may need {classes} classes in a memory and {pool} are there")
+    images, beside = _SMALLEST_CLASS[data.kind], max(1, targets // classes)
+    if own + beside > images:
+        at_fault = key if key == "max_img_per_class" else "timesteps"
+        text = f"puts {own} images of a class into a memory beside {beside} targets of it, and a class has {images}"
+        yield _Broken("images", at_fault, text + (f" (targets_per_memory {targets})" if beside > 1 else ""))
+
+
+def _broken_sharing(data: DataConfig) -> Iterator[_Broken]:
+    targets = getattr(data, "targets_per_memory", 1)
+    if data.batch_size % targets:
+        yield _Broken("batch", "batch_size", f"is not a multiple of targets_per_memory {targets}")
+    if targets > 1 and not (data.timesteps and data.max_img_per_class and data.exact):
+        text = "targets can share a memory only with max_img_per_class, exact: true and timesteps above 0"
+        yield _Broken("sharing", "targets_per_memory", text)
+
+
+def _test_grid(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
+    """Every cell draws by max_batch_cls with exact: false, so one class may have to fill a memory."""
+    path, most = "test_spec.test_params", _SMALLEST_TEST_CLASS[data.kind] - 1
+    if large := [m for m in spec.test_params.timesteps if m > most]:
+        text = f"{large[0]} is more than {most}, the images of a class of test_data less the target; use up to {most}"
+        yield f"{path}.timesteps", text
+    classes = {"omniglot": _EVALUATION_CLASSES[data.split], "mnist": _DIGITS, "glyphs": _TEST_GLYPHS}[data.kind]
+    if many := [c for c in spec.test_params.max_batch_cls if c > classes]:
+        text = f"{many[0]} is more than {classes}, the classes of test_data; use up to {classes}"
+        yield f"{path}.max_batch_cls", text
+
+
+def _same_images(train: TrainDataConfig, val: DataConfig, test: TestDataConfig) -> Iterator[Problem]:
+    for name, other in (("val_data", val), ("test_data", test)):
+        for field in ("kind", "resize", "resample", "split"):
+            here, there = getattr(other, field), getattr(train, field)
+            if here != there:
+                yield f"{name}.{field}", f"{here} differs from train_data.{field} {there}; use the same for both"
+    if train.kind == val.kind == "glyphs" and val.classes != train.classes:
+        text = f"{val.classes} differs from train_data.classes {train.classes}, part of which they are; use the same"
+        yield "val_data.classes", text
+
+
+def _source(section: str) -> Callable[[DataConfig], Iterator[Problem]]:
+    """The check of the keys of one data section that only some kinds of images have."""
+
+    def check(data: DataConfig) -> Iterator[Problem]:
+        if data.kind != "glyphs" and data.root is None:
+            yield f"{section}.root", f"missing; kind {data.kind} needs the folder where the data is or may be put"
+        if data.kind != "omniglot" and data.split != "official":
+            yield f"{section}.split", f"{data.split} is for kind omniglot, this is kind {data.kind}; use official"
+        if data.kind != "glyphs" and data.classes != type(data).model_fields["classes"].default:
+            yield f"{section}.classes", f"{data.classes} is for kind glyphs, this is kind {data.kind}; leave it out"
+
+    return check
+
+
+def _samples(model: ModelConfig, spec: TrainSpec) -> Iterator[Problem]:
+    if spec.objective == "vimco" and model.importance_num < 2:
+        text = "is too few for train_spec.objective vimco, which compares samples; use 2 or more, or objective marginal"
+        yield "model.importance_num", f"{model.importance_num} {text}"
+
+
+def _dummies(model: ModelConfig, train: TrainDataConfig, val: DataConfig, spec: TestSpec) -> Iterator[Problem]:
+    if model.num_dummies:
+        return
+    smallest = {"train_data": train.timesteps, "val_data": val.timesteps}
+    smallest["test_spec.test_params"] = min(spec.test_params.timesteps)
+    for path in (path for path, timesteps in smallest.items() if not timesteps):
+        text = "0 leaves nothing to address where model.num_dummies is 0; use 1 or more of either"
+        yield f"{path}.timesteps", text
+
+
+def _warmup(spec: TrainSpec) -> Iterator[Problem]:
+    if spec.warmup > spec.steps:
+        yield "train_spec.warmup", f"{spec.warmup} is more than train_spec.steps {spec.steps}; use up to {spec.steps}"
+
+
+def _metric_samples(spec: TestSpec) -> Iterator[Problem]:
+    if "@" in spec.metric and int(spec.metric.partition("@")[2]) != spec.importance_num:
+        samples = spec.importance_num
+        text = f"{spec.metric} differs from test_spec.importance_num {samples}; use elbo or elbo@{samples}"
+        yield "test_spec.metric", text
+
+
+_CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
+    *(((name,), _source(name)) for name in ("train_data", "val_data", "test_data")),
+    (("train_data",), _train_memory),
+    (("train_data",), _held_out),
+    (("train_data", "val_data"), _validation_memory),
+    (("train_data", "val_data", "test_data"), _same_images),
+    (("test_data", "test_spec"), _test_grid),
+    (("model", "train_spec"), _samples),
+    (("model", "train_data", "val_data", "test_spec"), _dummies),
+    (("train_spec",), _warmup),
+    (("test_spec",), _metric_samples),
+)

@@ -1,0 +1,366 @@
+"""Episodes: targets, and the memories they are to be explained with, drawn by vectorised tensor code.
+
+`G` memories · `T` targets that share one memory · `M` images in a memory · `P` classes in a memory, at most ·
+`R` images of one class in a memory, at most · `C` classes and `N` images in the data set · `H W` image.
+
+A *row* is an index into `ClassImages.images`.  First a small table of rows is drawn for the whole global batch; then
+the images are gathered, for the part of this process only.  Nothing here waits for the device.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from data.images import ClassImages
+from errors import UserError
+from randomness import Slice, generator
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """How a memory of `timesteps` images is composed; it never holds its target, and its images are distinct.
+
+    Exactly one of the two keys is given, unless the memory is empty:
+
+    `max_img_per_class: m`, exact      m images of the target's class and m of each of timesteps/m - 1 other classes.
+    `max_img_per_class: m`, not exact  U{1..min(m, timesteps)} of the own class, then U{1..min(m, what is left)} of one
+                                       other class after another until the memory is full.
+    `max_batch_cls: c`, exact          timesteps/c images of the own class and of each of c - 1 other classes.
+    `max_batch_cls: c`, not exact      n ~ U{1..min(c, timesteps)} classes.  n = 1: all of the own class.  Otherwise the
+                                       own class gives U{1..timesteps - n + 1} and n - 1 other classes share the rest,
+                                       each at least one, all splits equally likely.
+
+    `targets_per_memory: T` above 1 needs the first rule: each class in the memory is the own class of T/(timesteps/m)
+    targets, so that every single target sees the distribution of memories that it sees with T = 1.
+    """
+
+    timesteps: int
+    exact: bool
+    max_img_per_class: int | None = None
+    max_batch_cls: int | None = None
+    targets_per_memory: int = 1
+
+    @property
+    def most_classes(self) -> int:
+        """P, the largest number of classes that a memory may need."""
+        if self.max_img_per_class is not None:
+            return self.timesteps // self.max_img_per_class if self.exact else self.timesteps
+        limit = self.max_batch_cls or 0
+        return limit if self.exact else min(limit, self.timesteps)
+
+    @property
+    def most_images(self) -> int:
+        """R, the largest number of images that a memory may need of one class."""
+        if self.max_img_per_class is not None:
+            return self.max_img_per_class if self.exact else min(self.max_img_per_class, self.timesteps)
+        return self.timesteps // (self.max_batch_cls or 1) if self.exact else self.timesteps
+
+    def check(self, counts: Tensor) -> None:
+        """Raise a UserError, which names values that work, unless classes of `counts` [C] images always suffice."""
+        classes, smallest = len(counts), int(counts.min()) if len(counts) else 0
+        if smallest < 1:
+            raise UserError("episodes cannot be drawn: there is no class, or a class without images")
+        if self.timesteps and (self.max_img_per_class is None) == (self.max_batch_cls is None):
+            raise UserError("max_img_per_class, max_batch_cls: give exactly one of the two")
+        if found := self._problem(classes, smallest):
+            key, reason = found
+            raise UserError(f"{key}: {getattr(self, key)} {reason}; {self._way_out(key, classes, smallest)}")
+
+    def _problem(self, classes: int, smallest: int) -> tuple[str, str] | None:
+        """The key at fault and what is wrong with it, given the number of classes and the size of the smallest."""
+        if self.timesteps < 0:
+            return "timesteps", "is negative"
+        if self.targets_per_memory < 1:
+            return "targets_per_memory", "is not positive"
+        if self.timesteps == 0:
+            return ("targets_per_memory", "targets share an empty memory") if self.targets_per_memory > 1 else None
+        key = "max_batch_cls" if self.max_img_per_class is None else "max_img_per_class"
+        number = getattr(self, key)
+        if number < 1:
+            return key, "is not positive"
+        if self.exact and self.timesteps % number:
+            return "timesteps", f"is not a multiple of {key} {number}"
+        return self._sharing_problem() or self._size_problem(key, classes, smallest)
+
+    def _sharing_problem(self) -> tuple[str, str] | None:
+        if self.targets_per_memory == 1:
+            return None
+        if self.max_img_per_class is None or not self.exact:
+            return "targets_per_memory", "targets can share a memory only with max_img_per_class and exact: true"
+        if self.targets_per_memory % self.most_classes:
+            return "targets_per_memory", f"is not a multiple of the {self.most_classes} classes in a memory"
+        return None
+
+    def _size_problem(self, key: str, classes: int, smallest: int) -> tuple[str, str] | None:
+        if self.most_classes > classes:
+            key = "timesteps" if key == "max_img_per_class" else key
+            return key, f"needs {self.most_classes} classes and there are {classes}"
+        targets = max(1, self.targets_per_memory // self.most_classes)  # of one class
+        if self.most_images + targets <= smallest:
+            return None
+        if key == "max_batch_cls":
+            key = "timesteps"
+        elif self.most_images < smallest:
+            key = "targets_per_memory"
+        return key, f"needs {self.most_images + targets} images in every class and the smallest has {smallest}"
+
+    def _way_out(self, key: str, classes: int, smallest: int) -> str:
+        """The nearest lower and the nearest higher value of `key` that would do, all else unchanged."""
+
+        def works(value: int) -> bool:
+            return replace(self, **{key: value})._problem(classes, smallest) is None  # type: ignore[arg-type]
+
+        value: int = getattr(self, key)
+        factors = self.timesteps, self.max_img_per_class or 0, self.max_batch_cls or 0
+        reach = max(value, 0) + max(factors) + 1  # a multiple of any of these is nearer
+        lower = next((v for v in range(value - 1, 0, -1) if works(v)), None)
+        higher = next((v for v in range(max(value + 1, 0), reach + 1) if works(v)), None)
+        found = [str(v) for v in (lower, higher) if v is not None]
+        return f"use {' or '.join(found)}" if found else f"no other {key} works with the rest of these settings"
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Targets and their memories.  Images of a class stand together in a memory, so their order means nothing."""
+
+    x: Tensor  # [G, T, H, W] float32, 0 or 1
+    memory: Tensor  # [G, M, H, W] float32, 0 or 1
+    x_class: Tensor  # [G, T] int64
+    memory_class: Tensor  # [G, M] int64
+    x_index: Tensor  # [G, T] row
+    memory_index: Tensor  # [G, M] row
+
+
+class _Numbers:
+    """Random integers from one generator."""
+
+    def __init__(self, source: torch.Generator) -> None:
+        self._source = source
+
+    def below(self, high: Tensor) -> Tensor:
+        """U{0..high - 1} for every entry of `high`, of its shape.  The bias of the remainder is below high / 2^62."""
+        return torch.randint(1 << 62, high.shape, generator=self._source, device=high.device) % high
+
+    def distinct(self, count: Tensor, size: Tensor, width: int) -> Tensor:
+        """Random subsets of {0..count - 1}: [..., width], whose first `size` entries are the subset, the others void.
+
+        `count` and `size` [...].  Floyd's method (Bentley and Floyd, "A sample of brilliance", 1987), whose work does
+        not depend on `count`.  All subsets are equally likely, but not all orders: high values tend to come late.
+        """
+        last = (count - size).unsqueeze(-1) + torch.arange(width, device=count.device)  # [..., width]
+        picked = self.below((last + 1).clamp(min=1))  # void entries may have an empty range
+        for r in range(1, width):
+            taken = (picked[..., :r] == picked[..., r : r + 1]).any(-1)
+            picked[..., r] = torch.where(taken, last[..., r], picked[..., r])
+        return picked
+
+    def shuffled(self, values: Tensor) -> Tensor:
+        """`values` in random order along the last dimension."""
+        keys = torch.rand(values.shape, generator=self._source, device=values.device)
+        return values.gather(-1, keys.argsort(-1))
+
+
+class _Sampler:
+    """Draws tables of rows of `images`; it lives on `device`."""
+
+    def __init__(self, spec: EpisodeSpec, images: ClassImages, device: torch.device | str) -> None:
+        self.spec = spec
+        self.class_of = torch.arange(images.num_classes).repeat_interleave(images.counts).to(device)  # [N]
+        self._counts = images.counts.to(device)  # [C]
+        self._offsets = images.offsets.to(device)  # [C]
+
+    def targets(self, groups: int, numbers: _Numbers) -> Tensor:
+        """Rows [G]: a uniform class and a uniform image of it; where classes are equally large, a uniform image."""
+        classes = numbers.below(torch.full((groups,), len(self._counts), device=self._counts.device))
+        return self._offsets[classes] + numbers.below(self._counts[classes])
+
+    def memories(self, target: Tensor, numbers: _Numbers) -> Tensor:
+        """Rows [G, M] of a memory of its own for every target row [G]."""
+        own = self.class_of[target]
+        if self.spec.timesteps == 0:
+            return target.new_empty(len(target), 0)
+        sizes = self._sizes(len(target), numbers)  # [G, P]
+        classes = torch.cat([own.unsqueeze(1), self._others(own, numbers)], 1)  # [G, P]
+        count = self._counts[classes]
+        count[:, 0] -= 1  # the target is passed over
+        picked = numbers.distinct(count, sizes, self.spec.most_images)  # [G, P, R]
+        picked[:, 0] += picked[:, 0] >= (target - self._offsets[own]).unsqueeze(1)
+        return self._first(self._offsets[classes].unsqueeze(-1) + picked, sizes)
+
+    def shared(self, groups: int, numbers: _Numbers) -> tuple[Tensor, Tensor]:
+        """Rows [G, T] of targets and rows [G, M] of the memories that they share."""
+        classes = self._classes(groups, len(self._counts), self.spec.most_classes, numbers)
+        size = self.spec.most_images + self.spec.targets_per_memory // self.spec.most_classes
+        picked = numbers.distinct(self._counts[classes], torch.full_like(classes, size), size)
+        rows = self._offsets[classes].unsqueeze(-1) + numbers.shuffled(picked)  # [G, P, R + T / P]
+        memory, x = rows[..., : self.spec.most_images], rows[..., self.spec.most_images :]
+        return x.flatten(1), memory.flatten(1)
+
+    def _sizes(self, groups: int, numbers: _Numbers) -> Tensor:
+        """[G, P], how many images each class gives: the own class first; the sum is M."""
+        if self.spec.exact:
+            shape = groups, self.spec.most_classes
+            return torch.full(shape, self.spec.most_images, device=self._counts.device)
+        return self._filled(groups, numbers) if self.spec.max_batch_cls is None else self._split(groups, numbers)
+
+    def _filled(self, groups: int, numbers: _Numbers) -> Tensor:
+        """One class after another gives U{1..min(m, what is left)} images."""
+        left = torch.full((groups,), self.spec.timesteps, device=self._counts.device)
+        sizes = []
+        for _ in range(self.spec.most_classes):
+            given = 1 + numbers.below(left.clamp(1, self.spec.most_images))
+            sizes.append(torch.where(left > 0, given, 0))
+            left = left - sizes[-1]
+        return torch.stack(sizes, 1)
+
+    def _split(self, groups: int, numbers: _Numbers) -> Tensor:
+        """A uniform number n of classes; the own one gives U{1..M - n + 1}, the others share the rest evenly at random.
+
+        A split of `rest` into n - 1 positive parts is a set of n - 2 cuts in {1..rest - 1}; cuts that are not needed
+        stand at `rest` and make parts of size 0.
+        """
+        whole = torch.full((groups,), self.spec.timesteps, device=self._counts.device)
+        n = 1 + numbers.below(torch.full_like(whole, self.spec.most_classes))
+        own = torch.where(n > 1, 1 + numbers.below(whole - n + 1), whole)
+        rest = (whole - own).unsqueeze(1)
+        width, needed = max(self.spec.most_classes - 2, 0), (n - 2).clamp(min=0)
+        cuts = 1 + numbers.distinct(rest.squeeze(1) - 1, needed, width)
+        cuts = torch.where(torch.arange(width, device=n.device) < needed.unsqueeze(1), cuts, rest)
+        ends = torch.cat([torch.zeros_like(rest), cuts.sort(1).values, rest], 1)
+        return torch.cat([own.unsqueeze(1), ends.diff(dim=1)], 1)[:, : self.spec.most_classes]
+
+    def _others(self, own: Tensor, numbers: _Numbers) -> Tensor:
+        """P - 1 distinct classes other than `own` [G], in random order: [G, P - 1]."""
+        others = self._classes(len(own), len(self._counts) - 1, self.spec.most_classes - 1, numbers)
+        return others + (others >= own.unsqueeze(1))
+
+    def _classes(self, groups: int, classes: int, size: int, numbers: _Numbers) -> Tensor:
+        """`size` distinct numbers of {0..classes - 1} in random order: [G, size]."""
+        count = torch.full((groups,), classes, device=self._counts.device)
+        return numbers.shuffled(numbers.distinct(count, torch.full_like(count, size), size))
+
+    def _first(self, rows: Tensor, sizes: Tensor) -> Tensor:
+        """[G, M]: of `rows` [G, P, R] the first `sizes` [G, P] of every class, one class after another."""
+        ends = sizes.cumsum(1)
+        places = torch.arange(self.spec.timesteps, device=sizes.device).expand(len(sizes), -1).contiguous()
+        which = torch.searchsorted(ends, places, right=True)  # [G, M], passes over classes that give nothing
+        rank = places - (ends - sizes).gather(1, which)
+        return rows.flatten(1).gather(1, which * self.spec.most_images + rank)
+
+
+def _gathered(images: Tensor, class_of: Tensor, x_index: Tensor, memory_index: Tensor) -> Episodes:
+    """The images [N, H, W] and classes at rows [G, T] and [G, M]."""
+    return Episodes(
+        x=_rows(images, x_index),
+        memory=_rows(images, memory_index),
+        x_class=class_of[x_index],
+        memory_class=class_of[memory_index],
+        x_index=x_index,
+        memory_index=memory_index,
+    )
+
+
+def _rows(images: Tensor, index: Tensor) -> Tensor:
+    """float32 [..., H, W]; index_select copies whole images, ten times faster on the CPU than images[index]."""
+    return images.index_select(0, index.flatten()).view(*index.shape, *images.shape[1:]).float()
+
+
+class EpisodeLoader:
+    """Endless, addressed episodes for training and validation, drawn on the device of the images.
+
+    `batch_size` counts the targets of the global batch.  A step is a function of (seed, split, step): nothing needs to
+    be stored to resume.  A process that holds one of several `part`s gets its slice along G of the same numbers.
+    """
+
+    def __init__(
+        self, images: ClassImages, spec: EpisodeSpec, batch_size: int, seed: int, split: str, part: Slice = Slice()
+    ) -> None:
+        """Raises a UserError where the spec does not fit the classes or the batch does not divide."""
+        spec.check(images.counts)
+        unit = spec.targets_per_memory * part.world
+        if batch_size < 1 or batch_size % unit:
+            working = [str(size) for size in (batch_size // unit * unit, batch_size // unit * unit + unit) if size > 0]
+            raise UserError(
+                f"batch_size: {batch_size} is not a positive multiple of {unit} (targets_per_memory "
+                f"{spec.targets_per_memory}, processes {part.world}); use {' or '.join(working) or unit}"
+            )
+        self._images, self._seed, self._split, self._part = images.images, seed, split, part
+        self.batch_size = batch_size
+        self._groups = batch_size // spec.targets_per_memory
+        self._sampler = _Sampler(spec, images, images.images.device)
+
+    def at(self, step: int) -> Episodes:
+        """The episodes of a step: this process's slice along G of the global batch."""
+        numbers = _Numbers(generator(self._images.device, "episodes", self._seed, self._split, step))
+        x, memory = self._drawn(numbers)
+        return _gathered(self._images, self._sampler.class_of, self._part.of(x, 0), self._part.of(memory, 0))
+
+    def _drawn(self, numbers: _Numbers) -> tuple[Tensor, Tensor]:
+        """Rows [G, T] and [G, M] of the global batch."""
+        if self._sampler.spec.targets_per_memory > 1:
+            return self._sampler.shared(self._groups, numbers)
+        target = self._sampler.targets(self._groups, numbers)
+        return target.unsqueeze(1), self._sampler.memories(target, numbers)
+
+
+class GridEpisodes:
+    """The episodes of one cell of the test grid: every target has a memory of its own (T = 1).
+
+    A target's memory is a function of (seed, cell, row of the target): the rows of all images' memories are drawn at
+    once, on the CPU so that every device sees the same ones, and those of `targets` [n] are kept.
+    """
+
+    def __init__(self, images: ClassImages, spec: EpisodeSpec, targets: Tensor, seed: int, cell: str) -> None:
+        """Raises a UserError where the spec does not fit the classes."""
+        if spec.targets_per_memory != 1:
+            raise UserError(f"targets_per_memory: {spec.targets_per_memory} is for training; the test grid needs 1")
+        spec.check(images.counts)
+        numbers = _Numbers(generator("cpu", "grid", seed, cell))
+        sampler = _Sampler(spec, images, "cpu")
+        memories = sampler.memories(torch.arange(len(sampler.class_of)), numbers)  # [N, M]
+        self._images = images.images
+        self._class_of = sampler.class_of.to(self._images.device)
+        self._targets = targets.to(self._images.device)
+        self._memories = memories[targets.cpu()].to(self._images.device)  # [n, M]
+
+    def __len__(self) -> int:
+        """The number of targets, n."""
+        return len(self._targets)
+
+    def batch(self, positions: slice | Tensor) -> Episodes:
+        """The episodes of the targets that stand at `positions` of the list of targets, G = number of positions."""
+        return _gathered(self._images, self._class_of, self._targets[positions].unsqueeze(1), self._memories[positions])
+
+
+def spread_targets(counts: Tensor, number: int | None) -> Tensor:
+    """Rows of all images, or of `number` of them spread evenly, sorted, int64 [n] on the CPU; nothing here is random.
+
+    Classes of `counts` [C] give equally many, or differ by one (but give no more than they have), and those that give
+    one more are evenly spaced.  Within a class the images are evenly spaced, from a start that differs between classes.
+    """
+    sizes: list[int] = counts.tolist()
+    if number is None:
+        return torch.arange(sum(sizes))
+    if not 1 <= number <= sum(sizes):
+        raise UserError(f"targets: {number} is not between 1 and {sum(sizes)}, the number of images; use null for all")
+    golden = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 fill [0, 1) evenly, however many there are
+    rows, offset, used = [], 0, 0
+    for size, quota in zip(sizes, _quotas(sizes, number), strict=True):
+        start = int(used * golden % 1 * size)
+        rows += [offset + (start + i * size // quota) % size for i in range(quota)]
+        offset, used = offset + size, used + (quota > 0)
+    return torch.tensor(sorted(rows))
+
+
+def _quotas(sizes: list[int], number: int) -> list[int]:
+    """How many of `number` each class gives: as equal as `sizes` allow, classes that give one more evenly spaced."""
+    quotas = [0] * len(sizes)
+    while number:
+        open_classes = [c for c, size in enumerate(sizes) if quotas[c] < size]
+        given = min(number, len(open_classes))
+        for i in range(given):
+            quotas[open_classes[i * len(open_classes) // given]] += 1
+        number -= given
+    return quotas

@@ -1,0 +1,144 @@
+"""The test grid: ELBO@K of every target in every cell, written cell by cell.
+
+`K` importance samples · `G` memories, one target each (T = 1) · `n` targets of a cell.
+"""
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from checkpoints import write_atomically
+from data.episodes import Episodes, GridEpisodes
+from models.vma.vma import VMA, address_accuracy, kl_a
+from randomness import TargetNoise
+
+# Decodes at once: on a CPU as many as its caches like, on a GPU as many as keep it busy.
+DECODES_AT_ONCE = {"cpu": 200, "cuda": 16384}
+
+PerTarget = dict[str, np.ndarray]  # bound, kl_a, kl_z in nats and address_accuracy, each [n] float64
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the table is made of, and what must agree for a finished cell to be kept."""
+
+    cells: Sequence[tuple[int, int]]  # (max_batch_cls, timesteps)
+    importance_num: int
+    seed: int
+    fingerprint: Mapping[str, str | int]
+
+    def key(self) -> str:
+        return json.dumps({**self.fingerprint, "importance_num": self.importance_num, "seed": self.seed}, sort_keys=True)
+
+
+def sizes_at_once(device: torch.device, batch: int, chunk: int | None) -> tuple[int, int]:
+    """How many targets and samples of each to decode at once; a multiple of `TargetNoise.BLOCK` samples."""
+    budget, block = DECODES_AT_ONCE[device.type], TargetNoise.BLOCK
+    if chunk is not None:
+        return max(1, min(batch, budget // chunk)), chunk
+    targets = max(1, min(batch, budget // block))
+    return targets, max(1, budget // targets // block) * block
+
+
+@torch.no_grad()
+def importance_bounds(model: VMA, episodes: Episodes, key: Sequence[int | str], k: int, chunk: int) -> dict[str, Tensor]:
+    """ELBO@K and its parts for a batch of targets with a memory each.
+
+    Features are computed once; samples come in chunks that are folded by an online log-sum-exp, so the memory used
+    does not grow with K.
+
+    Returns:
+        bound, kl_a, kl_z in nats and address_accuracy, each [G].
+    """
+    m = model.remember(episodes.memory)
+    r = model.recognise(episodes.x, m)
+    targets = episodes.x_index.flatten().tolist()
+    total = torch.full_like(episodes.x[:, :, 0, 0], -math.inf, dtype=torch.float64)  # [G, 1] log sum of weights
+    kl_z = torch.zeros_like(total)
+    for first in range(0, k, chunk):
+        noise = TargetNoise(episodes.x.device, *key, targets=targets, first=first)
+        s = model.importance_samples(episodes.x, m, r, noise, min(chunk, k - first))
+        total = torch.logaddexp(total, s.log_w.double().logsumexp(0))
+        kl_z += s.kl_z.double().sum(0)
+    parts = {
+        "bound": total - math.log(k),
+        "kl_a": kl_a(m, r),
+        "kl_z": kl_z / k,
+        "address_accuracy": address_accuracy(r, episodes),
+    }
+    return {name: value.squeeze(1).double() for name, value in parts.items()}
+
+
+def evaluate_cell(
+    model: VMA,
+    episodes: GridEpisodes,
+    key: Sequence[int | str],
+    k: int,
+    batch: int,
+    chunk: int,
+    advance: Callable[[int], object],
+) -> PerTarget:
+    """All targets of a cell, `batch` at a time; `advance` is told how many are done."""
+    parts = []
+    for first in range(0, len(episodes), batch):
+        part = importance_bounds(model, episodes.batch(slice(first, first + batch)), key, k, chunk)
+        parts.append(part)
+        advance(len(part["bound"]))
+    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+
+
+class Ledger:
+    """The finished cells, kept beside the table in `<stem>.npz`: the values of every single target and their key."""
+
+    def __init__(self, output_file: Path, key: str) -> None:
+        self.path, self._key = output_file.with_suffix(".npz"), key
+        self._arrays = self._kept()
+
+    def _kept(self) -> dict[str, np.ndarray]:
+        """Cells of an earlier run that were made with the same key; an unreadable file holds none."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError):
+            return {}
+        same = {name.removesuffix("/key") for name, value in arrays.items() if name.endswith("/key") and value == self._key}
+        return {name: value for name, value in arrays.items() if name.rpartition("/")[0] in same}
+
+    def get(self, cell: str) -> PerTarget | None:
+        """The values of a finished cell."""
+        if f"{cell}/key" not in self._arrays:
+            return None
+        names = [name for name in self._arrays if name.startswith(f"{cell}/") and not name.endswith("/key")]
+        return {name.rpartition("/")[2]: self._arrays[name] for name in names}
+
+    def put(self, cell: str, values: PerTarget) -> None:
+        """Keep a finished cell, on disk too.  Raises OSError."""
+        self._arrays[f"{cell}/key"] = np.array(self._key)
+        self._arrays |= {f"{cell}/{name}": value for name, value in values.items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **self._arrays)  # type: ignore[arg-type]
+        write_atomically(self.path, buffer.getvalue())
+
+
+def summary(max_batch_cls: int, timesteps: int, values: PerTarget, k: int) -> dict[str, float | int]:
+    """A row of the table.  ELBO is minus the mean bound: nats per image, lower is better."""
+    bound = values["bound"]
+    return {
+        "max_batch_cls": max_batch_cls,
+        "timesteps": timesteps,
+        "ELBO": -bound.mean(),
+        "stderr": bound.std(ddof=1) / math.sqrt(len(bound)) if len(bound) > 1 else math.nan,
+        "kl_a": values["kl_a"].mean(),
+        "kl_z": values["kl_z"].mean(),
+        "address_accuracy": values["address_accuracy"].mean(),
+        "targets": len(bound),
+        "importance_num": k,
+    }

@@ -1,0 +1,52 @@
+"""SIGINT and SIGTERM as requests to stop."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(BaseException):
+    """A signal asked the program to stop.  `status` is the exit status of a process that ends by it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class StoppedAtOnce(Stopped):
+    """A second signal came: leave everything as it is."""
+
+
+class StopRequest:
+    """Turns a signal into `Stopped`, at once or, while deferred, at the next `check`; a second one always acts at once."""
+
+    def __init__(self) -> None:
+        self._deferred = False
+        self._received: int | None = None
+
+    def install(self) -> None:
+        """Listen to SIGINT and SIGTERM (in the main thread)."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self._received = self._received is not None, number
+        if again:
+            raise StoppedAtOnce(number)
+        if not self._deferred:
+            raise Stopped(number)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, a first signal waits for `check`."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def check(self) -> None:
+        """Raise Stopped if a signal came."""
+        if self._received is not None:
+            raise Stopped(self._received)

@@ -1,0 +1,70 @@
+"""Where the course of a training is written: TensorBoard and a JSON-lines file.  Trouble here never ends a training."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from checkpoints import write_atomically
+
+_log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Writes scalars and pictures of steps after `start`; what an interrupted run wrote beyond it is taken back."""
+
+    def __init__(self, log_file: Path | None, tensorboard: Path | None, start: int) -> None:
+        self._file, self._board = log_file, None
+        self._warned = False
+        self._attempt(lambda: self._open(tensorboard, start))
+
+    def _open(self, tensorboard: Path | None, start: int) -> None:
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            rows = self._file.read_text().splitlines() if self._file.exists() and start else []
+            kept = [row for row in rows if _step_of(row) <= start]
+            write_atomically(self._file, "".join(f"{row}\n" for row in kept).encode())
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
+
+    def scalars(self, part: str, step: int, values: Mapping[str, float]) -> None:
+        """One row: `part` (train, validation) at `step`."""
+        self._attempt(lambda: self._write_scalars(part, step, values))
+
+    def _write_scalars(self, part: str, step: int, values: Mapping[str, float]) -> None:
+        if self._file is not None:
+            with self._file.open("a") as file:
+                file.write(json.dumps({"part": part, "step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{part}/{name}", value, step)  # type: ignore[no-untyped-call]
+
+    def picture(self, name: str, step: int, image: np.ndarray) -> None:
+        """An image uint8 [H, W] or [H, W, 3]."""
+        if self._board is not None:
+            board, layout = self._board, "HW" if image.ndim == 2 else "HWC"
+            self._attempt(lambda: board.add_image(name, image, step, dataformats=layout))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._attempt(self._board.close)  # type: ignore[arg-type]
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, ImportError, ValueError) as error:
+            if not self._warned:
+                _log.warning("the log cannot be written (%s); the training goes on without it", error)
+            self._warned = True
+
+
+def _step_of(row: str) -> float:
+    """The step of a row; a row that was cut off by a crash counts as later than everything."""
+    try:
+        return int(json.loads(row)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

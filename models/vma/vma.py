@@ -1,0 +1,233 @@
+"""Variational Memory Addressing (Bornschein et al. 2017, arXiv 1709.07116).
+
+    p(x|M) = sum_a p(a|M) int p(z|m_a) p(x|z,m_a) dz        q(a,z|M,x) = q(a|M,x) q(z|x,m_a)
+
+`K` importance samples · `G` memories · `T` targets that share one memory · `M` images in a memory · `S` slots, M and
+the dummies · `N` images encoded · `R = K G T` picked rows · `D` features · `Z` latent · `H W` image.  K leads, so
+broadcasting replaces repetition.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, kl_divergence
+
+from models import objectives
+from models.features import Features
+from models.vma.decoder import ImageLikelihood
+from models.vma.encoder import AddressPosterior, LatentPosterior
+from models.vma.prior import LatentPrior
+
+
+class Noise(Protocol):
+    """Where the model's random numbers come from; successive calls give fresh ones."""
+
+    def uniform(self, *shape: int) -> Tensor: ...
+
+    def normal(self, *shape: int) -> Tensor: ...
+
+
+class EpisodeBatch(Protocol):
+    """What the loss reads of a batch of episodes."""
+
+    @property
+    def x(self) -> Tensor: ...  # [G, T, H, W]
+
+    @property
+    def memory(self) -> Tensor: ...  # [G, M, H, W]
+
+    @property
+    def x_class(self) -> Tensor: ...  # [G, T]
+
+    @property
+    def memory_class(self) -> Tensor: ...  # [G, M]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Every image encoded once, whatever K and T are.
+
+    `slots` [G, S] says in which of the N encoded rows each slot lies: first the M images, then the dummies, which all
+    memories share.
+    """
+
+    features: Features  # N rows, maps prepared for the decoder
+    slots: Tensor  # [G, S]
+    keys: Tensor  # [G, S, matching]
+    p_a: Categorical  # logits [G, S]
+
+    def at(self, a: Tensor) -> Features:
+        """Features of the picked slots a [K, G, T]: R rows, gathered."""
+        g, s = self.slots.shape
+        first = s * torch.arange(g, device=a.device).unsqueeze(1)  # [G, 1]
+        return self.features.at(self.slots.flatten()[(a + first).flatten()])
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What does not depend on the samples: q(a|M,x) with logits [G, T, S] and the features of x [G, T, D]."""
+
+    q_a: Categorical
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Log-probabilities [K, G, T] in nats of samples a ~ q(a|M,x), z ~ q(z|x,m_a)."""
+
+    a: Tensor
+    log_p_x: Tensor
+    log_p_z: Tensor
+    log_p_a: Tensor
+    log_q_z: Tensor
+    log_q_a: Tensor
+
+    @property
+    def log_joint_over_q_z(self) -> Tensor:
+        """log p(x,z,a|M) - log q(z|x,m_a): the log-weight of z when the address is summed over."""
+        return self.log_p_x + self.log_p_z + self.log_p_a - self.log_q_z
+
+    @property
+    def log_w(self) -> Tensor:
+        """log p(x,z,a|M) - log q(z,a|M,x), with log q(a|M,x) detached: its gradient comes by the score function."""
+        return self.log_joint_over_q_z - self.log_q_a.detach()
+
+    @property
+    def kl_z(self) -> Tensor:
+        """One-sample estimates of KL(q(z|x,m_a) || p(z|m_a))."""
+        return self.log_q_z - self.log_p_z
+
+
+def pick(q: Categorical, uniform: Tensor) -> Tensor:
+    """Samples of q (logits [..., S]) by inversion of its distribution function at `uniform` [K, ...]."""
+    below = q.probs.cumsum(-1)[..., :-1]  # [..., S - 1]
+    return (uniform.unsqueeze(-1) >= below).sum(-1)
+
+
+class VMA(nn.Module):
+    """The model, from networks that are arguments; `importance_num` is K and `objective` names one of models.objectives."""
+
+    def __init__(
+        self,
+        address_encoder: nn.Module,
+        encoder: nn.Module,
+        p_a: nn.Module,
+        p_z: LatentPrior,
+        p_x: ImageLikelihood,
+        q_z: LatentPosterior,
+        *,
+        side: int,
+        latent_dim: int,
+        num_dummies: int,
+        importance_num: int,
+        objective: str,
+    ) -> None:
+        super().__init__()
+        self.address_encoder, self.encoder = address_encoder, encoder
+        self.p_a, self.p_z, self.p_x = p_a, p_z, p_x
+        self.q_a, self.q_z = AddressPosterior(), q_z
+        # Small noise: dummies that start equal have equal gradients and never separate.
+        self.dummies = nn.Parameter(0.1 * torch.rand(num_dummies, side, side))
+        self.latent_dim, self.importance_num, self.objective = latent_dim, importance_num, objective
+
+    def remember(self, memory: Tensor) -> Memory:
+        """Encode memories [G, M, H, W] and the dummies once; M may be 0."""
+        g, m = memory.shape[:2]
+        images = torch.cat([memory.flatten(0, 1), self.dummies.to(memory.dtype)])  # [N, H, W], N = G M + dummies
+        rows = torch.arange(len(images), device=memory.device)
+        slots = torch.cat([rows[: g * m].view(g, m), rows[g * m :].expand(g, -1)], 1)
+        vector, maps = self.encoder(images)
+        keys = self.address_encoder(images)[0].to(memory.dtype)[slots]
+        return Memory(Features(vector.to(memory.dtype), self.p_x.prepare(maps)), slots, keys, self.p_a(keys))
+
+    def recognise(self, x: Tensor, m: Memory) -> Recognition:
+        """Encode the targets x [G, T, H, W] and address the memory with them."""
+        g, t = x.shape[:2]
+        query, _ = self.address_encoder(x.flatten(0, 1))
+        features, _ = self.encoder(x.flatten(0, 1))
+        q_a = self.q_a(query.to(x.dtype).view(g, t, -1), m.keys)
+        return Recognition(q_a, features.to(x.dtype).view(g, t, -1))
+
+    def importance_samples(self, x: Tensor, m: Memory, r: Recognition, noise: Noise, k: int) -> Samples:
+        """K samples of (a, z) for each target x [G, T, H, W]."""
+        a = pick(r.q_a, noise.uniform(k, *x.shape[:2]))  # [K, G, T]
+        return self.samples_at(a, x, m, r, noise)
+
+    def samples_at(self, a: Tensor, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> Samples:
+        """Samples of z given addresses a [K, G, T], and every term of log w."""
+        m_a = m.at(a)
+        vector = m_a.vector.view(*a.shape, -1)
+        p_z, q_z = self.p_z(vector), self.q_z(r.x, vector)
+        z = q_z.mean + q_z.stddev * noise.normal(*a.shape, self.latent_dim)  # [K, G, T, Z]
+        slot_logits = m.p_a.logits.unsqueeze(1)  # [G, 1, S]
+        return Samples(
+            a=a,
+            log_p_x=self.p_x(z, m_a).log_prob(x),
+            log_p_z=p_z.log_prob(z),
+            log_p_a=Categorical(logits=slot_logits).log_prob(a),
+            log_q_z=q_z.log_prob(z),
+            log_q_a=r.q_a.log_prob(a),
+        )
+
+    def log_weights(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Tensor:
+        """log w [K, G, T] in nats of K samples for targets x [G, T, H, W] given memories [G, M, H, W]."""
+        m = self.remember(memory)
+        return self.importance_samples(x, m, self.recognise(x, m), noise, k).log_w
+
+    def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the mean bound, a scalar to descend, and detached metrics [G, T] in nats or as a fraction."""
+        m = self.remember(episodes.memory)
+        r = self.recognise(episodes.x, m)
+        bound, metrics = getattr(self, f"_{self.objective}")(episodes.x, m, r, noise)
+        metrics |= {"bound": bound, "kl_a": kl_a(m, r), "address_accuracy": address_accuracy(r, episodes)}
+        return -bound.mean(), {name: value.detach() for name, value in metrics.items()}
+
+    def _vimco(self, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.importance_samples(x, m, r, noise, self.importance_num)
+        return objectives.vimco(s.log_w, s.log_q_a), {"kl_z": s.kl_z.mean(0), "reconstruction": s.log_p_x.mean(0)}
+
+    def _marginal(self, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.every_address(x, m, r, noise, self.importance_num)
+        q_a = s.log_q_a.exp() / self.importance_num  # [K S, G, T] weights of q(a|M,x), the same for each k
+        bound = objectives.marginal(s.log_joint_over_q_z.unflatten(0, (self.importance_num, -1)), r.q_a.logits.permute(2, 0, 1))
+        return bound, {"kl_z": (q_a * s.kl_z).sum(0), "reconstruction": (q_a * s.log_p_x).sum(0)}
+
+    def every_address(self, x: Tensor, m: Memory, r: Recognition, noise: Noise, k: int) -> Samples:
+        """K samples of z for every address: Samples [K S, G, T], the address running fastest."""
+        every = torch.arange(m.slots.shape[1], device=x.device).repeat(k)  # [K S]
+        return self.samples_at(every.view(-1, 1, 1).expand(-1, *x.shape[:2]), x, m, r, noise)
+
+    @torch.no_grad()
+    def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, Tensor]:
+        """n samples of p(x|M) for each memory [G, M, H, W]: image means [n, G, H, W] and addresses [n, G]."""
+        m = self.remember(memory)
+        a = pick(m.p_a, noise.uniform(n, len(memory))).unsqueeze(2)  # [n, G, 1]
+        m_a = m.at(a)
+        p_z = self.p_z(m_a.vector.view(*a.shape, -1))
+        z = p_z.mean + p_z.stddev * noise.normal(*a.shape, self.latent_dim)
+        return self.p_x(z, m_a).mean.squeeze(2), a.squeeze(2)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, memory: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Image means [G, T, H, W] of p(x|z,m_a) and the addresses [G, T], for a ~ q(a|M,x) and z ~ q(z|x,m_a)."""
+        m = self.remember(memory)
+        r = self.recognise(x, m)
+        a = pick(r.q_a, noise.uniform(1, *x.shape[:2]))
+        m_a = m.at(a)
+        q_z = self.q_z(r.x, m_a.vector.view(*a.shape, -1))
+        z = q_z.mean + q_z.stddev * noise.normal(*a.shape, self.latent_dim)
+        return self.p_x(z, m_a).mean.squeeze(0), a.squeeze(0)
+
+
+def kl_a(m: Memory, r: Recognition) -> Tensor:
+    """KL(q(a|M,x) || p(a|M)) in closed form, [G, T], nats."""
+    p_a = Categorical(logits=m.p_a.logits.unsqueeze(1).expand_as(r.q_a.logits))
+    return kl_divergence(r.q_a, p_a)
+
+
+def address_accuracy(r: Recognition, episodes: EpisodeBatch) -> Tensor:
+    """Mass of q(a|M,x) on images of the target's class, [G, T]; the dummies are of no class."""
+    same = episodes.x_class.unsqueeze(2) == episodes.memory_class.unsqueeze(1)  # [G, T, M]
+    return (r.q_a.probs[..., : same.shape[2]] * same).sum(-1)

@@ -1,0 +1,190 @@
+"""Configuration -> objects.  The only file that pairs names in YAML with classes."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+import autoencoders.omniglot.vma
+from config import Config, DataConfig, SchedulerSpec, TrainSpec
+from data import glyphs, mnist, omniglot
+from data.episodes import EpisodeLoader, EpisodeSpec, GridEpisodes, spread_targets
+from data.images import ClassImages, hold_out, resample
+from errors import UserError
+from models.distributions import LIKELIHOODS
+from models.vma.decoder import ImageLikelihood
+from models.vma.encoder import LatentPosterior
+from models.vma.prior import LatentPrior, LearnedAddressPrior, UniformAddressPrior
+from models.vma.vma import VMA
+from randomness import seed_of
+
+AUTOENCODERS = {"omniglot": autoencoders.omniglot.vma}
+SOURCES: dict[str, Callable[[DataConfig, str], ClassImages]] = {
+    "omniglot": lambda data, subset: omniglot.load(data.root or "", subset, data.split),  # type: ignore[arg-type]
+    "mnist": lambda data, subset: mnist.load(data.root or "", subset),  # type: ignore[arg-type]
+    "glyphs": lambda data, subset: glyphs.load(subset, classes=data.classes),  # type: ignore[arg-type]
+}
+
+
+def device_of(gpus: tuple[int, ...] | str, argument: str | None = None) -> torch.device:
+    """The device that `--device` names or else the key `gpus`.  Raises UserError for one that is not there."""
+    wanted = argument or ("cpu" if gpus == () else "auto" if gpus == "auto" else f"cuda:{gpus[0]}")
+    there = torch.cuda.device_count()
+    if wanted == "auto":
+        return torch.device("cuda:0" if there else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise UserError(f"device {wanted}: this machine shows {there} GPUs to PyTorch; use --device cpu or gpus: []")
+    return torch.device("cuda:0") if wanted == "cuda" else device
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Images to train on, and of held-out classes to validate on (maybe none)."""
+
+    train: ClassImages
+    held_out: ClassImages
+
+
+def training_images(config: Config, device: torch.device) -> TrainingImages:
+    """The training classes, less those held out by the seed.  Raises DataError, UserError."""
+    data = config.train_data
+    images = resample(SOURCES[data.kind](data, "train"), data.resize, data.resample)
+    train, held_out = hold_out(images, data.held_out_classes, config.train_spec.seed)
+    return TrainingImages(train.to(device), held_out.to(device))
+
+
+def test_images(config: Config, device: torch.device) -> ClassImages:
+    """The classes of the test.  Raises DataError."""
+    data = config.test_data
+    return resample(SOURCES[data.kind](data, "test"), data.resize, data.resample).to(device)
+
+
+def train_loader(config: Config, images: ClassImages) -> EpisodeLoader:
+    """Episodes to train on.  Raises UserError where the memory does not fit the classes."""
+    data = config.train_data
+    return EpisodeLoader(images, _spec(data, data.targets_per_memory), data.batch_size, config.train_spec.seed, "train")
+
+
+def validation_loader(config: Config, images: TrainingImages) -> EpisodeLoader | None:
+    """Episodes of the held-out classes; None where no class is held out."""
+    if not images.held_out.num_classes:
+        return None
+    data = config.val_data
+    return EpisodeLoader(images.held_out, _spec(data), data.batch_size, config.train_spec.seed, "validation")
+
+
+def grid_episodes(config: Config, images: ClassImages, max_batch_cls: int, timesteps: int) -> GridEpisodes:
+    """The episodes of one cell of the test grid."""
+    spec = EpisodeSpec(timesteps=timesteps, exact=False, max_batch_cls=max_batch_cls)
+    targets = spread_targets(images.counts, config.test_spec.targets)
+    return GridEpisodes(images, spec, targets, config.test_spec.seed, cell_name(max_batch_cls, timesteps))
+
+
+def cell_name(max_batch_cls: int, timesteps: int) -> str:
+    return f"C={max_batch_cls} M={timesteps}"
+
+
+def _spec(data: DataConfig, targets_per_memory: int = 1) -> EpisodeSpec:
+    return EpisodeSpec(
+        timesteps=data.timesteps,
+        exact=data.exact,
+        max_img_per_class=data.max_img_per_class,
+        max_batch_cls=data.max_batch_cls,
+        targets_per_memory=targets_per_memory,
+    )
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+def build_model(config: Config, device: torch.device) -> VMA:
+    """The model with weights drawn by the seed."""
+    model, side = config.model, config.train_data.resize
+    networks = AUTOENCODERS[model.autoencoder]
+    features, latent = 2 * model.latent_dim, model.latent_dim
+    encoder_hidden, decoder_hidden = model.hidden
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("weights", config.train_spec.seed))
+        vma = VMA(
+            address_encoder=networks.Encoder(side, model.channels, encoder_hidden, model.matching_dim),
+            encoder=networks.Encoder(side, model.channels, encoder_hidden, features),
+            p_a=UniformAddressPrior() if model.address_prior == "uniform" else LearnedAddressPrior(model.num_dummies),
+            p_z=LatentPrior(features, latent),
+            p_x=ImageLikelihood(
+                networks.Decoder(side, model.channels, decoder_hidden, 2 * latent),
+                LIKELIHOODS[model.likelihood],
+                features,
+                latent,
+            ),
+            q_z=LatentPosterior(features, latent),
+            side=side,
+            latent_dim=latent,
+            num_dummies=model.num_dummies,
+            importance_num=model.importance_num,
+            objective=config.train_spec.objective,
+        )
+    return vma.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+# --- optimisation -----------------------------------------------------------------------------------------------------
+
+
+def build_optimizer(spec: TrainSpec, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that `spec` names, fused into one kernel where that exists."""
+    kind = getattr(torch.optim, spec.optimizer)
+    fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+    return kind(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, **fused)
+
+
+def build_scheduler(spec: TrainSpec, optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler | None:
+    """Linear warm-up over `warmup` steps, then the named scheduler, counted in steps.
+
+    Raises:
+        UserError: PyTorch has no such scheduler, or not with these arguments.
+    """
+    main = _named_scheduler(spec.scheduler, optimizer) if spec.scheduler else None
+    if not spec.warmup:
+        return main
+    warm_up = lr_scheduler.LinearLR(optimizer, 1 / (spec.warmup + 1), total_iters=spec.warmup)
+    return lr_scheduler.SequentialLR(optimizer, [warm_up, main], [spec.warmup]) if main else warm_up
+
+
+def _named_scheduler(spec: SchedulerSpec, optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+    kind = getattr(lr_scheduler, spec.kind, None)
+    if spec.kind in _NEED_MORE or not (inspect.isclass(kind) and issubclass(kind, lr_scheduler.LRScheduler)):
+        raise UserError(f"train_spec.scheduler.kind: {spec.kind!r}: use one of {', '.join(_scheduler_names())}")
+    arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in spec.arguments.items()}
+    try:
+        return kind(optimizer, **arguments)
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise UserError(f"train_spec.scheduler: {spec.kind}({inspect.signature(kind)}): {error}") from None
+
+
+# These take functions, other schedulers or a measured value, none of which can stand in YAML and count in steps.
+_NEED_MORE = (
+    "LRScheduler",
+    "LambdaLR",
+    "MultiplicativeLR",
+    "SequentialLR",
+    "ChainedScheduler",
+    "ReduceLROnPlateau",
+)
+
+
+def _scheduler_names() -> list[str]:
+    kinds = vars(lr_scheduler).items()
+    return sorted(
+        name
+        for name, kind in kinds
+        if inspect.isclass(kind)
+        and issubclass(kind, lr_scheduler.LRScheduler)
+        and name not in _NEED_MORE
+        and not name.startswith("_")
+    )

@@ -1,0 +1,94 @@
+"""Pictures of what the model does: memories, samples of p(x|M), reconstructions with the picked address.
+
+`G` memories · `T` targets · `M` images in a memory · `S` slots, M and the dummies · `H W` image.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.episodes import Episodes, GridEpisodes
+from models.vma.vma import VMA
+from randomness import StepNoise
+
+_MEMORIES = 6
+_SAMPLES = 8
+_MOST_SHOWN = 8  # images of a memory
+
+
+def spread(episodes: GridEpisodes) -> Episodes:
+    """A few episodes from all over the grid's targets."""
+    n = len(episodes)
+    return episodes.batch(torch.linspace(0, n - 1, min(n, _MEMORIES)).round().long())
+
+
+def episode_grid(model: VMA, episodes: Episodes, noise: StepNoise) -> np.ndarray:
+    """Rows of [memory | target | reconstruction | samples], one for each of a few memories -> uint8 [h, w]."""
+    x, memory = episodes.x[:_MEMORIES, :1], episodes.memory[:_MEMORIES]
+    reconstruction, _ = model.reconstruct(x, memory, noise)  # [G, 1, H, W]
+    samples, _ = model.sample(memory, noise, _SAMPLES)  # [n, G, H, W]
+    blocks = [memory[:, :_MOST_SHOWN], x, reconstruction, samples.transpose(0, 1)]
+    return _paper(np.concatenate([_tiled(block) for block in blocks], 1))
+
+
+def slot_images(model: VMA, memory: Tensor) -> Tensor:
+    """The images behind all slots of each memory [G, M, H, W]: [G, S, H, W]."""
+    return torch.cat([memory, model.dummies.detach().expand(len(memory), -1, -1, -1)], 1)
+
+
+def nearest(samples: Tensor, images: Tensor) -> Tensor:
+    """For each sample [n, G, H, W] the image of `images` [N, H, W] with the smallest squared distance, [n, G, H, W]."""
+    flat = images.flatten(1).to(samples.dtype)
+    distance = flat.square().sum(1) - 2 * samples.flatten(2) @ flat.t()  # [n, G, N], less what all share
+    return images[distance.argmin(-1)].to(samples.dtype)
+
+
+def write_samples(path: Path, model: VMA, episodes: Episodes, training: Tensor, noise: StepNoise) -> None:
+    """One PNG: for each memory its images, the target with the picked image and reconstruction, samples and neighbours.
+
+    `training` uint8 [N, H, W] holds the images among which the nearest neighbour of each sample is sought.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    memory = episodes.memory
+    reconstruction, a = model.reconstruct(episodes.x, memory, noise)
+    picked = slot_images(model, memory)[torch.arange(len(memory), device=a.device), a[:, 0]].unsqueeze(1)
+    samples, _ = model.sample(memory, noise, _SAMPLES)
+    neighbours = nearest(samples, training)
+    columns = {
+        "memory": memory[:, :_MOST_SHOWN],
+        "target, picked,\nreconstruction": torch.cat([episodes.x, picked, reconstruction], 1),
+        "samples of p(x|M)": samples.transpose(0, 1),
+        "training image nearest to each sample": neighbours.transpose(0, 1),
+    }
+    columns = {title: block for title, block in columns.items() if block.shape[1]}
+    widths = [block.shape[1] for block in columns.values()]
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(0.45 * sum(widths) + 1, 0.45 * len(memory) + 0.8), width_ratios=widths, squeeze=False
+    )
+    for axis, (title, block) in zip(axes[0], columns.items(), strict=True):
+        axis.imshow(_paper(_tiled(block)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(title, fontsize=8)
+        axis.axis("off")
+    shown = f", the first {_MOST_SHOWN} shown" if memory.shape[1] > _MOST_SHOWN else ""
+    figure.suptitle(f"memories of {memory.shape[1]} images{shown}", fontsize=9)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _tiled(block: Tensor) -> np.ndarray:
+    """[G, n, H, W] -> one image [G (H + 2), n (W + 2)], framed by half-tone lines."""
+    framed = torch.nn.functional.pad(block.clamp(0, 1), (1, 1, 1, 1), value=0.4)
+    return np.concatenate([np.concatenate(list(row), 1) for row in framed.cpu().numpy()], 0) if block.numel() else np.zeros((0, 0))
+
+
+def _paper(ink: np.ndarray) -> np.ndarray:
+    """Ink in [0, 1] -> uint8, black on white."""
+    return (255 * (1 - ink)).round().astype(np.uint8)

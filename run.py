@@ -1,0 +1,83 @@
+"""The command line: parse arguments, load the configuration, call."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(prog="run.py", description="Variational Memory Addressing: train, test and sample, from one YAML file.")
+    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration, such as configs/vma.yaml")
+    p.add_argument("--train", action="store_true", help="train; the same command resumes an interrupted run")
+    p.add_argument("--test", action="store_true", help="run the test grid and write the table")
+    p.add_argument("--sample", action="store_true", help="draw memories, samples of p(x|M) and reconstructions")
+    p.add_argument("--root", metavar="DIR", help="where the data is, for training, validation and test")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                   help="override a key, such as train_spec.steps=200; may be repeated")  # fmt: skip
+    p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
+    p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (default: tb beside the checkpoint)")
+    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test and --sample")
+    p.add_argument("--restart", action="store_true", help="train anew, whatever an earlier run left")
+    return p
+
+
+def device(text: str) -> str:
+    if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    p = parser()
+    args = p.parse_args(arguments)
+    if not (args.train or args.test or args.sample):
+        p.error("nothing to do: give --train, --test or --sample")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        return execute(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.status
+
+
+def execute(args: argparse.Namespace) -> int:
+    import config as configuration
+
+    roots = [f"{part}.root={json.dumps(args.root)}" for part in ("train_data", "val_data", "test_data") if args.root]
+    config = configuration.load(args.config, [*roots, *args.overrides])
+
+    from interrupts import Stopped, StopRequest
+
+    stop = StopRequest()
+    stop.install()
+    try:
+        import commands  # and with it torch, which takes seconds
+
+        run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)
+        if args.train:
+            run.train(restart=args.restart)
+        if args.test:
+            run.test()
+        if args.sample:
+            run.sample()
+    except Stopped as stopped:
+        print(f"stopped by {stopped}; resume with: python run.py {' '.join(sys.argv[1:])}", file=sys.stderr)
+        return stopped.status
+    except (OSError, ArithmeticError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

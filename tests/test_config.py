@@ -1,0 +1,740 @@
+"""The configuration: what is read, what is refused and in which words, and that it survives being written."""
+
+import itertools
+import logging
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+import config
+import strict_yaml
+from config import Config, ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+VMA = (ROOT / "configs" / "vma.yaml").read_text()
+
+# As a user of the published code has it: only published keys, two of them without use any more.
+PUBLISHED = """\
+model:
+  kind: vma
+  autoencoder: omniglot
+  likelihood: bernoulli
+  latent_dim: 64
+  matching_dim: 200
+  importance_num: 4
+train_data:
+  kind: omniglot
+  root: datasets/omniglot
+  batch_size: 256
+  timesteps: 32
+  exact: true
+  max_img_per_class: 4
+  iter: 72
+  resize: [26, 26]
+val_data:
+  kind: omniglot
+  root: datasets/omniglot
+  batch_size: 256
+  timesteps: 10
+  exact: false
+  max_batch_cls: 2
+  resize: [26, 26]
+test_data:
+  kind: omniglot
+  root: datasets/omniglot
+  batch_size: 64
+  timesteps: 10
+  exact: false
+  max_batch_cls: 2
+  resize: [26, 26]
+train_spec:
+  checkpoint_path: runs/a.pt
+  log_file: runs/a.log
+  gpus: [0]
+  n_jobs: 8
+  steps: 1e5
+  optimizer: adam
+  full_loss: true
+  lr: 1e-4
+  weight_decay: 0
+  scheduler: {kind: MultiStepLR, milestones: [6e4, 8e4], gamma: 0.1, times: 3}
+test_spec:
+  metric: ELBO
+  checkpoint_path: runs/a.pt
+  output_file: runs/a.csv
+  n_jobs: 8
+  gpus: []
+  test_params:
+    max_batch_cls: [1, 2]
+    timesteps: [1..5, 10, 19]
+  importance_num: 1000
+"""
+
+
+def vma(*overrides: str) -> Config:
+    return config.parse(VMA, "vma.yaml", overrides)
+
+
+def refusal(text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, "a.yaml", overrides)
+    assert caught.value.status == 2
+    return str(caught.value)
+
+
+def refused(*overrides: str) -> str:
+    """The message about vma.yaml with these changes."""
+    return refusal(VMA, *overrides)
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> set[str]:
+    """Every dotted key of the schema; a scheduler counts as one."""
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        below = field.annotation
+        if isinstance(below, type) and issubclass(below, BaseModel):
+            found |= leaves(below, f"{prefix}{name}.")
+        else:
+            found.add(prefix + name)
+    return found
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configs_load_without_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    resolved = config.load(path)
+    assert config.parse(config.dump(resolved), "dump") == resolved
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configs_are_complete(path: Path) -> None:
+    written = strict_yaml.parse(path.read_text())
+    missing = []
+    for key in leaves(Config):
+        node: Any = written
+        for part in key.split("."):
+            node = node.get(part, KeyError) if isinstance(node, dict) else KeyError
+        if node is KeyError:
+            missing.append(key)
+    assert missing == []
+
+
+def test_the_published_experiment() -> None:
+    c = vma()
+    assert (c.train_data.resize, c.train_data.resample, c.train_data.split) == (26, "nearest-exact", "official")
+    assert (c.train_data.timesteps, c.train_data.max_img_per_class, c.train_data.exact) == (32, 4, True)
+    assert (c.train_data.batch_size, c.model.importance_num, c.train_data.targets_per_memory) == (256, 4, 16)
+    assert (c.train_spec.optimizer, c.train_spec.lr, c.train_spec.steps) == ("Adam", 1e-4, 100_000)
+    assert type(c.train_spec.steps) is int
+    assert c.test_spec.test_params.max_batch_cls == (1, 2)
+    assert c.test_spec.test_params.timesteps == (1, 2, 3, 4, 5, 10, 19)
+    assert c.test_spec.importance_num == 1000
+
+
+def test_a_file_of_the_published_kind_runs_unchanged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        c = config.parse(PUBLISHED, "old.yaml")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"old.yaml: {key} has no use here and is ignored"
+        for key in ("train_spec.full_loss", "train_spec.scheduler.times", "train_spec.n_jobs", "test_spec.n_jobs")
+    ]
+    assert (c.train_data.resize, c.train_spec.optimizer, c.test_spec.metric) == (26, "Adam", "elbo")
+    assert (c.train_spec.gpus, c.test_spec.gpus) == ((0,), ())
+    assert c.train_spec.scheduler is not None
+    assert c.train_spec.scheduler.kind == "MultiStepLR"
+    assert dict(c.train_spec.scheduler.arguments) == {"milestones": (60_000, 80_000), "gamma": 0.1}
+    assert "times" not in config.dump(c).replace("timesteps", "")
+
+
+def test_defaults_keep_the_published_behaviour() -> None:
+    c = config.parse(PUBLISHED, "old.yaml")
+    assert (c.model.num_dummies, c.model.address_prior) == (2, "uniform")
+    assert (c.model.channels, c.model.hidden) == ((48, 64), (100, 256))
+    assert (c.train_data.targets_per_memory, c.train_data.held_out_classes, c.train_data.augment) == (1, 48, None)
+    assert (c.train_data.split, c.train_data.resample) == ("official", "nearest-exact")
+    spec = c.train_spec
+    assert (spec.seed, spec.objective, spec.precision, spec.grad_clip) == (0, "vimco", "fp32", None)
+    assert (spec.ema_decay, spec.warmup, spec.val_targets, spec.log_every) == (0, 0, 2000, 100)
+    assert (c.test_spec.targets, c.test_spec.seed, c.test_spec.chunk) == (None, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "empty"),
+        (b"  \n\n", "empty"),
+        (b"# only a comment\n", "empty"),
+        (b"- 1\n- 2\n", "expected sections"),
+        (b"just text\n", "expected sections"),
+        (b"model:\n\tkind: vma\n", "line 2: a tab"),
+        (b"model: \xff\xfe\n", "line 1: not UTF-8"),
+        (bytes(range(256)) * 4, "not UTF-8"),
+        (b"model: \x00\x01\n", "not valid YAML"),
+        (b"model: [1, 2\n", "not valid YAML"),
+        (b"model:\n  kind: vma\n kind: b\n", "line 3: not valid YAML"),
+        (b"a: 1\n" * 250_000, "larger than 1,000,000 bytes"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_folders_and_devices(tmp_path: Path) -> None:
+    for path, expected in (
+        (tmp_path / "none.yaml", "no such file"),
+        (tmp_path, "a folder"),
+        (Path("/dev/zero"), "something else"),
+        (tmp_path / ("n" * 5000), "cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            config.load(path)
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.yaml"
+    with path.open("wb") as file:
+        file.truncate(10**12)  # sparse; reading it whole would fail
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match="larger than"):
+        config.load(path)
+    assert time.monotonic() - start < 1
+
+
+def test_a_byte_order_mark_is_no_trouble(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + VMA.encode())
+    assert config.load(path) == vma()
+
+
+# --- the strict part of YAML ------------------------------------------------------------------------------------------
+
+PARSERS = [loader for loader in (getattr(yaml, "CSafeLoader", None), yaml.SafeLoader) if loader]
+
+
+@pytest.fixture(params=PARSERS, ids=lambda loader: loader.__name__)
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict_yaml, "_LOADER", request.param)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise(LETTERS))
+
+
+@pytest.mark.usefixtures("parser")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (BOMB, "line 1: the anchor &a"),
+        ("a: &a [*a]\n", "the anchor &a"),
+        ("a: *b\n", "the alias *b"),
+        ("<<: *b\n", "the alias *b"),
+        ("a: !!int '3'\n", "the tag"),
+        ("a: !mine 3\n", "the tag !mine"),
+        ("a: ! 3\n", "the tag"),
+        ("!!map {a: 1}\n", "the tag"),
+        ("[" * 20_000, "nested deeper than 20"),
+        ("{a: " * 20_000, "nested deeper than 20"),
+        ("- " * 20_000, "nested deeper than 20"),
+        ("[" * 21 + "]" * 21, "nested deeper than 20"),
+        ("a: 1\nb: 2\na: 3\n", "line 3: the key a is given twice"),
+        ("s:\n  k: 1\n  k: 1\n", "line 3: the key k is given twice"),
+        ("s: {k: 1, 'k': 2}\n", "the key k is given twice"),
+        ("a: 1\n---\nb: 2\n", "a second document"),
+        ("? [a, b]\n: 1\n", "a key that is a list"),
+        ("{{a: 1}: 2}\n", "a key that is a list"),
+        ("a: 010\n", "010: is this decimal or octal? Write 10"),
+        ("a: -007\n", "Write 7"),
+        ("a: " + "9" * 5000, "more than 18 digits"),
+        ('a: "\\UFFFFFFFF"\n', "not valid YAML"),
+        ("%YAML 1." + "9" * 5000 + "\n---\na: 1\n", "not valid YAML"),
+        ("a: \udcff\n", "not valid YAML"),
+        ("- x\n" * 20_000, "more than 10,000 values"),
+        (" " * 1_000_001, "longer than"),
+    ],
+)
+def test_yaml_that_is_refused(text: str, expected: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(strict_yaml.StrictYamlError) as caught:
+        strict_yaml.parse(text)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.usefixtures("parser")
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4), ("1e5", 100_000), ("1.5E3", 1500.0), ("+.5", 0.5), ("3.", 3.0), ("-2", -2), ("0", 0),
+        ("12:30", "12:30"), ("1_000", "1_000"), ("0x10", "0x10"), ("2001-01-01", "2001-01-01"), ("45-5", "45-5"),
+        ("yes", "yes"), ("no", "no"), ("on", "on"), ("off", "off"), ("tRUE", "tRUE"), ("1..5", "1..5"),
+        ("true", True), ("True", True), ("FALSE", False), ("null", None), ("~", None), ("", None), ("Null", None),
+        ("'1'", "1"), ('"true"', "true"), ("''", ""), ("'010'", "010"), ("=", "="), ("<<", "<<"),
+    ],
+)  # fmt: skip
+def test_scalars(text: str, value: object) -> None:
+    read = strict_yaml.parse(f"a: {text}\nb: [{text or '~'}]\n")
+    assert read == {"a": value, "b": [value]}
+    assert isinstance(read, dict)
+    assert type(read["a"]) is type(value)
+
+
+@pytest.mark.usefixtures("parser")
+def test_twenty_levels_are_read() -> None:
+    assert strict_yaml.parse("[" * 20 + "]" * 20)
+
+
+@pytest.mark.parametrize("key", ["model: ", "train_spec:\n  lr: ", ""])
+def test_python_tags_never_run(tmp_path: Path, key: str) -> None:
+    canary = tmp_path / "canary"
+    text = f"{key}!!python/object/apply:os.mkdir ['{canary}']\n"
+    yaml.unsafe_load(text)
+    assert canary.exists(), "the attack has to be a real one"
+    canary.rmdir()
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="tag"):
+        config.load(path)
+    assert not canary.exists()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.text(), st.text(alphabet="abk:-[]{},&*!#|>'\"%@?~ \n\t01.e"), st.text(st.characters(max_codepoint=255))
+    )
+)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for source in (text, VMA + text, VMA.replace("bernoulli", text)):
+        try:
+            config.parse(source, "a.yaml")
+        except ConfigError as error:
+            assert str(error).startswith("a.yaml: ")
+            assert all(c.isprintable() or c == "\n" for c in str(error))
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train_spec.lr=fast", "train_spec.lr: value 'fast': expected a valid number"),
+        ("train_spec.lr=0", "train_spec.lr: value 0: expected greater than 0"),
+        ("train_spec.lr=.inf", "train_spec.lr: value inf: expected a finite number"),
+        ("train_spec.lr=.nan", "train_spec.lr: value nan: expected"),
+        ("train_spec.lr=1e999", "train_spec.lr: value inf: expected"),
+        ("train_spec.lr=true", "train_spec.lr: value true: expected a valid number"),
+        ("train_spec.lr='1e-3'", "train_spec.lr: value '1e-3': expected a valid number"),
+        ("train_spec.steps=1.5", "train_spec.steps: value 1.5: expected a whole number"),
+        ("train_spec.steps=true", "train_spec.steps: value true: expected a whole number"),
+        ("train_spec.steps=0", "train_spec.steps: value 0: expected greater than or equal to 1"),
+        ("train_spec.steps=1e17", "train_spec.steps: value"),
+        ("train_spec.steps=null", "train_spec.steps: value null: expected a whole number"),
+        ("train_spec.gpus=[0, 0]", "train_spec.gpus: value [0, 0]: expected every number once"),
+        ("train_spec.gpus=[-1]", "train_spec.gpus: value [-1]: expected auto"),
+        ("train_spec.gpus=all", "train_spec.gpus: value 'all': expected auto"),
+        ("train_spec.optimizer=adan", "train_spec.optimizer: value 'adan': expected one of Adam, AdamW"),
+        ("train_spec.objective=iwae", "train_spec.objective: value 'iwae': expected 'vimco' or 'marginal'"),
+        ("train_spec.ema_decay=1", "train_spec.ema_decay: value 1: expected less than 1"),
+        ("train_spec.grad_clip=0", "train_spec.grad_clip: value 0: expected greater than 0"),
+        ("train_spec.checkpoint_path=3", "train_spec.checkpoint_path: value 3: expected text"),
+        ('train_spec.checkpoint_path="a\\0b"', "train_spec.checkpoint_path: value"),
+        ("train_spec.log_file=''", "train_spec.log_file: value '': expected text that is not empty"),
+        ("train_spec.scheduler={gamma: 1}", "train_spec.scheduler.kind: missing"),
+        ("train_spec.scheduler={kind: StepLR, a: {b: 1}}", "train_spec.scheduler.a: value"),
+        ("train_spec.scheduler={kind: StepLR, 'a b': 1}", "train_spec.scheduler: value"),
+        ("train_spec.scheduler=StepLR", "train_spec.scheduler: expected a section with keys, found 'StepLR'"),
+        ("train_data.kind=omniglott", "train_data.kind: value 'omniglott': expected 'omniglot', 'mnist' or 'glyphs'"),
+        ("train_data.resize=19", "train_data.resize: value 19: expected greater than or equal to 20"),
+        ("train_data.resize=65", "train_data.resize: value 65: expected less than or equal to 64"),
+        ("train_data.resize=[26, 28]", "train_data.resize: value [26, 28]: expected one number or two equal ones"),
+        ("train_data.augment=flip", "train_data.augment: value 'flip': reserved for a later version"),
+        ("train_data.exact=yes", "train_data.exact: value 'yes': expected a valid boolean"),
+        ("train_data.root=null", "train_data.root: missing; kind omniglot needs the folder"),
+        ("train_data.classes=100", "train_data.classes: 100 is for kind glyphs"),
+        ("test_spec.metric=nll", "test_spec.metric: value 'nll': expected elbo"),
+        ("test_spec.test_params.timesteps=[]", "test_spec.test_params.timesteps: value []: "),
+        ("test_spec.test_params.timesteps=5", "test_spec.test_params.timesteps: value 5: expected a list"),
+        ("test_spec.test_params.timesteps=[1..5, 3]", "expected every number once, 3 is there twice"),
+        ("test_spec.test_params.timesteps=[5..1]", "expected a range 5..1 that rises"),
+        ("test_spec.test_params.timesteps=[1..999999999]", "expected a range 1..999999999 that rises, by less"),
+        ("test_spec.test_params.timesteps=[1, x]", "test_spec.test_params.timesteps[1]: value 'x': expected a whole"),
+        ("test_spec.test_params.max_batch_cls=[0]", "test_spec.test_params.max_batch_cls[0]: value 0: expected"),
+        ("model.channels=[1, 2, 3]", "model.channels"),
+        ("model.channels=[1, 0]", "model.channels[1]: value 0: expected greater than or equal to 1"),
+        ("model.lr=1", "model.lr: unknown key; expected one of kind, autoencoder"),
+        ("model.latent_dmi=3", "model.latent_dmi: unknown key; did you mean latent_dim?"),
+        ("train_dat.kind=mnist", "train_dat: unknown key; did you mean train_data?"),
+        ("model=null", "model: expected a section with keys, found null"),
+        ("model=[1]", "model: expected a section with keys, found a list"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(override: str, expected: str) -> None:
+    lines = refused(override).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("--set: ")
+    assert expected in lines[0]
+
+
+def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
+    text = VMA.replace("latent_dim: 64", "latent_dmi: many").replace("  lr: 1e-4", "  lr: -1")
+    text = text.replace("  steps: 1e5", "  stepz: 1e5").replace("importance_num: 4", "importance_num: 1")
+    text = text.replace("  output_file: runs/vma/results.csv ", "  # ").replace(
+        "timesteps: 32             #", "timesteps: 30  #"
+    )
+    path = tmp_path / "a.yaml"
+    path.write_text(text + "extra: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    assert {line.removeprefix(f"{path}: ").split(":")[0] for line in lines} == {
+        "extra",
+        "model.latent_dmi",
+        "model.latent_dim",  # what was meant is checked, too
+        "train_spec.stepz",
+        "train_spec.lr",
+        "test_spec.output_file",
+        "train_data.timesteps",
+    }
+    # Only what needs a section that is wrong by itself has to wait.
+    text = text.replace("latent_dmi: many", "latent_dim: 4").replace("lr: -1", "lr: 1")
+    assert "model.importance_num" in refusal(text)
+
+
+def test_missing_sections_and_keys() -> None:
+    message = refusal("model: {}\ntrain_data: {kind: mnist}\n")
+    for key in ("val_data", "test_data", "train_spec", "test_spec"):
+        assert f"a.yaml: {key}: missing section; its keys are" in message
+    for key in ("batch_size", "timesteps", "exact"):
+        assert f"a.yaml: train_data.{key}: missing" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.importance_num=1"],
+         ["model.importance_num: 1 is too few for train_spec.objective vimco", "use 2 or more, or objective marginal"]),
+        (["train_data.timesteps=30", "train_data.targets_per_memory=1"],
+         ["train_data.timesteps: 30 is not a multiple of max_img_per_class 4", "use 28 or 32"]),
+        (["train_data.timesteps=30"], ["not a multiple of max_img_per_class 4", "use 16 or 32"]),  # 16 targets stay
+        (["val_data.max_img_per_class=null", "val_data.max_batch_cls=5"],
+         ["val_data.timesteps: 32 is not a multiple of max_batch_cls 5", "use 30 or 35"]),
+        (["val_data.max_img_per_class=null", "val_data.max_batch_cls=2", "val_data.exact=false"],
+         ["val_data.timesteps: 32 puts 32 images of a class into a memory", "a class has 20", "use 19"]),
+        (["val_data.max_img_per_class=null", "val_data.max_batch_cls=1"], ["val_data.timesteps: 32 puts 32", "use 19"]),
+        (["train_data.max_img_per_class=32", "train_data.targets_per_memory=1"],
+         ["train_data.max_img_per_class: 32 puts 32 images", "use 16"]),
+        (["val_data.max_img_per_class=20", "val_data.exact=false"],
+         ["val_data.max_img_per_class: 20 puts 20 images", "use 19"]),
+        (["train_data.max_img_per_class=16"], ["train_data.max_img_per_class: 16 puts 16 images", "8 targets"]),
+        (["train_data.targets_per_memory=12", "train_data.batch_size=240"],
+         ["train_data.targets_per_memory: 12 is not a multiple of 8", "timesteps 32", "use 8 or 16"]),
+        (["train_data.exact=false"], ["train_data.targets_per_memory: 16", "exact: true", "use 1"]),
+        (["train_data.timesteps=0"], ["train_data.targets_per_memory: 16", "use 1"]),
+        (["train_data.batch_size=250"],
+         ["train_data.batch_size: 250 is not a multiple of targets_per_memory 16", "use 240 or 256"]),
+        (["train_data.max_batch_cls=2"], ["train_data.max_img_per_class: 4 is given beside max_batch_cls 2", "null"]),
+        (["val_data.max_img_per_class=null"], ["val_data.timesteps: 32 needs max_img_per_class or max_batch_cls"]),
+        (["train_data.held_out_classes=7"],
+         ["train_data.held_out_classes: 7", "val_data", "timesteps 32", "use 0 (no validation), 8 or more"]),
+        (["train_data.held_out_classes=964"],
+         ["train_data.held_out_classes: 964 leaves nothing to train on", "use fewer"]),
+        (["train_data.held_out_classes=960"], ["train_data.timesteps: 32 may need 8 classes", "4 are there", "use 16"]),
+        (["model.num_dummies=0", "test_spec.test_params.timesteps=[0, 1]"],
+         ["test_spec.test_params.timesteps: 0", "model.num_dummies is 0", "use 1 or more"]),
+        (["model.num_dummies=0", "val_data.timesteps=0"], ["val_data.timesteps: 0", "model.num_dummies is 0"]),
+        (["test_spec.test_params.timesteps=[1, 20]"], ["test_spec.test_params.timesteps: 20 is more than 19"]),
+        (["test_spec.test_params.max_batch_cls=[660]"], ["test_spec.test_params.max_batch_cls: 660 is more than 659"]),
+        (["test_spec.metric=elbo@10"], ["test_spec.metric: elbo@10 differs from test_spec.importance_num 1000"]),
+        (["test_data.resize=28"], ["test_data.resize: 28 differs from train_data.resize 26"]),
+        (["val_data.resample=maxpool"], ["val_data.resample: maxpool differs from train_data.resample nearest-exact"]),
+        (["test_data.split=45-5"], ["test_data.split: 45-5 differs from train_data.split official"]),
+        (["test_data.kind=glyphs"], ["test_data.kind: glyphs differs from train_data.kind omniglot"]),
+        (["train_spec.warmup=9", "train_spec.steps=8"], ["train_spec.warmup: 9 is more than train_spec.steps 8"]),
+    ],
+)  # fmt: skip
+def test_contradictions_name_both_fields_and_values_that_work(overrides: list[str], expected: list[str]) -> None:
+    lines = refused(*overrides).splitlines()
+    assert len(lines) == 1, lines
+    for part in expected:
+        assert part in lines[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.fixed_dictionaries({
+        "timesteps": st.integers(1, 64), "number": st.integers(1, 24), "exact": st.booleans(),
+        "by_class": st.booleans(), "targets_per_memory": st.integers(1, 24), "batch_size": st.integers(1, 64),
+    })
+)  # fmt: skip
+def test_the_values_that_are_suggested_work(data: dict[str, Any]) -> None:
+    """Wherever one line is listed, following any of its suggestions gives a configuration that loads."""
+    keys = ("max_batch_cls", "max_img_per_class") if data["by_class"] else ("max_img_per_class", "max_batch_cls")
+    given_keys = [f"train_data.{key}={data[key]}" for key in ("timesteps", "targets_per_memory", "batch_size")]
+    given_keys += [f"train_data.{keys[0]}={data['number']}", f"train_data.{keys[1]}=null"]
+    given_keys += [f"train_data.exact={data['exact']}"]
+    try:
+        vma(*given_keys)
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        if len(lines) > 1:
+            return
+        found = re.fullmatch(r"--set: ([a-z_.]+): .*; use (\d+)(?: or (\d+))?", lines[0])
+        if not found:
+            assert "no value of it works" in lines[0]
+            return
+        for value in filter(None, found.groups()[1:]):
+            vma(*given_keys, f"{found[1]}={value}")
+
+
+def test_mnist_has_no_classes_to_hold_out() -> None:
+    text = (ROOT / "configs" / "mnist.yaml").read_text()
+    message = refusal(text, "train_data.held_out_classes=48")
+    assert "train_data.held_out_classes: 48" in message
+    assert "mnist" in message
+    assert "use 0" in message
+    assert "max_batch_cls: 11 is more than 10" in refusal(text, "test_spec.test_params.max_batch_cls=[11]")
+    assert "may need 32 classes" in refusal(text, "train_data.exact=false", "train_data.targets_per_memory=1")
+    config.parse(text, "mnist.yaml", ["test_spec.test_params.timesteps=[1..50]"])  # its classes are large
+
+
+def test_glyphs_need_no_folder_and_agree_on_the_classes() -> None:
+    text = (ROOT / "configs" / "quickstart.yaml").read_text()
+    assert config.parse(text, "q").train_data.root is None
+    assert "val_data.classes: 200 differs from train_data.classes 100" in refusal(text, "train_data.classes=100")
+    assert "max_batch_cls: 61 is more than 60" in refusal(text, "test_spec.test_params.max_batch_cls=[61]")
+    assert "train_data.split: 45-5 is for kind omniglot" in refusal(text, "train_data.split=45-5")
+
+
+def test_an_empty_memory_is_fine_with_dummies() -> None:
+    c = vma("train_data.timesteps=0", "train_data.targets_per_memory=1", "test_spec.test_params.timesteps=[0]")
+    assert c.train_data.timesteps == 0
+
+
+def test_a_contradictory_object_cannot_be_made() -> None:
+    c = vma()
+    with pytest.raises(ValidationError, match="importance_num: 1 is too few"):
+        Config(**{**dict(c), "model": config.ModelConfig(importance_num=1)})
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_set_and_create_keys() -> None:
+    c = vma("train_spec.steps=2e2", "train_spec.scheduler.kind=StepLR", "train_spec.scheduler.step_size=30")
+    assert c.train_spec.steps == 200
+    assert c.train_spec.scheduler is not None
+    assert dict(c.train_spec.scheduler.arguments) == {"step_size": 30}
+    assert vma("train_spec.log_file=null").train_spec.log_file is None
+    assert vma("train_data.root=a=b").train_data.root == "a=b"
+    assert vma("test_spec.test_params.timesteps=[1..3, 7]").test_spec.test_params.timesteps == (1, 2, 3, 7)
+    assert config.parse(PUBLISHED, "a", ["train_data.split=official", "model.num_dummies=3"]).model.num_dummies == 3
+
+
+def test_alternative_keys_are_exchanged_by_two_overrides() -> None:
+    c = vma("train_data.max_img_per_class=null", "train_data.max_batch_cls=2", "train_data.targets_per_memory=1")
+    assert (c.train_data.max_img_per_class, c.train_data.max_batch_cls) == (None, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train_spec.steps", "expected dotted.key=value"),
+        ("=3", "expected dotted.key=value"),
+        ("train_spec.=3", "expected dotted.key=value"),
+        ("train_spec.steps=", "empty; write null for nothing"),
+        ("train_spec.steps=[1", "not valid YAML"),
+        ("train_spec.steps=010", "decimal or octal"),
+        ("train_spec.steps=!!python/name:os.system x", "the tag"),
+        ("train_spec.steps.x=1", "steps is a value, not a section"),
+    ],
+)
+def test_overrides_that_are_refused(override: str, expected: str) -> None:
+    message = refused(override)
+    assert message.startswith("--set ")
+    assert expected in message
+
+
+# --- the resolved object ----------------------------------------------------------------------------------------------
+
+
+def test_frozen_and_hashable() -> None:
+    c = vma("train_spec.scheduler={kind: MultiStepLR, milestones: [1, 2]}")
+    assert hash(c) == hash(config.parse(config.dump(c), "dump"))
+    with pytest.raises(ValidationError):
+        c.model.latent_dim = 3
+    assert c.train_spec.scheduler is not None
+    with pytest.raises(TypeError):
+        c.train_spec.scheduler.arguments["gamma"] = 1  # type: ignore[index]
+
+
+def test_resolved_intervals_and_checkpoint() -> None:
+    c = vma()
+    assert (c.val_every, c.save_every, c.test_checkpoint) == (72, 72, "runs/vma/vma.pt")
+    c = vma("train_data.iter=null", "train_spec.save_every=7", "test_spec.checkpoint_path=b.pt")
+    assert (c.val_every, c.save_every, c.test_checkpoint) == (1000, 7, "b.pt")
+
+
+texts = st.one_of(
+    st.sampled_from(
+        ["1e5", "yes", "null", "010", "~", "12:30", "- a", "a: b", "#a", "a #b", " a ", "'", '"', "\\", "&a"]
+    ),
+    st.text(st.characters(exclude_categories=("C", "Z")), min_size=1),
+)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+naturals = st.integers(0, 10**15)
+positives = st.integers(1, 10**15)
+rates = st.floats(0, 1, exclude_min=True, exclude_max=True)
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-(10**17), 10**17), finite, texts)
+arguments = st.recursive(scalars, lambda x: st.lists(x, max_size=3).map(tuple))
+names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,30}", fullmatch=True).filter(lambda key: key not in ("kind", "times"))
+schedulers = st.builds(
+    lambda kind, extra: config.SchedulerSpec.model_validate({**extra, "kind": kind}),
+    texts,
+    st.dictionaries(names, arguments),
+)
+gpus: st.SearchStrategy[Any] = st.one_of(st.just("auto"), st.lists(st.integers(0, 99), unique=True).map(tuple))
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    """Any configuration that does not contradict itself, with memories of one to five classes of equal size."""
+    kind = draw(st.sampled_from(["omniglot", "mnist", "glyphs"]))
+    own, classes = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    targets = draw(st.integers(1, 3)) * classes
+    by_class = draw(st.booleans())
+    shared: dict[str, Any] = {
+        "kind": kind,
+        "root": draw(texts),
+        "exact": True,
+        "timesteps": own * classes,
+        "max_img_per_class": None if by_class else own,
+        "max_batch_cls": classes if by_class else None,
+        "resize": draw(st.integers(20, 64)),
+        "resample": draw(st.sampled_from(["nearest-exact", "nearest", "maxpool"])),
+        "split": draw(st.sampled_from(["official", "45-5"])) if kind == "omniglot" else "official",
+        "iter": draw(st.none() | positives),
+    }
+    steps = draw(positives)
+    return Config(
+        model=config.ModelConfig(
+            likelihood=draw(st.sampled_from(["bernoulli", "normal"])),
+            latent_dim=draw(positives),
+            importance_num=draw(st.integers(2, 10**9)),
+            num_dummies=draw(positives),
+            channels=draw(st.tuples(positives, positives)),
+        ),
+        train_data=config.TrainDataConfig(
+            **shared,
+            batch_size=draw(st.integers(1, 999)) * targets,
+            targets_per_memory=1 if by_class else targets,
+            held_out_classes=0 if kind == "mnist" else draw(st.sampled_from([0, 5, 48])),
+        ),
+        val_data=config.DataConfig(**shared, batch_size=draw(positives)),
+        test_data=config.TestDataConfig(**shared, batch_size=draw(positives)),
+        train_spec=config.TrainSpec(
+            checkpoint_path=draw(texts),
+            log_file=draw(st.none() | texts),
+            gpus=draw(gpus),
+            steps=steps,
+            optimizer=draw(st.sampled_from(config.OPTIMIZERS)),
+            lr=draw(rates),
+            weight_decay=draw(st.floats(0, 1e300)),
+            scheduler=draw(st.none() | schedulers),
+            seed=draw(naturals),
+            grad_clip=draw(st.none() | rates),
+            ema_decay=draw(rates),
+            warmup=draw(st.integers(0, steps)),
+            val_every=draw(st.none() | positives),
+        ),
+        test_spec=config.TestSpec(
+            output_file=draw(texts),
+            gpus=draw(gpus),
+            test_params=config.TestParams(
+                max_batch_cls=tuple(draw(st.lists(st.integers(1, 10), min_size=1, unique=True))),
+                timesteps=tuple(draw(st.lists(st.integers(0, 19), min_size=1, unique=True))),
+            ),
+            targets=draw(st.none() | positives),
+        ),
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(configs())
+def test_a_config_reads_back_to_the_same_object(c: Config) -> None:
+    text = config.dump(c)
+    assert config.parse(text, "dump") == c
+    assert config.dump(config.parse(text, "dump")) == text
+    assert yaml.safe_load(text), "any YAML reader takes it"
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+
+def test_differences_say_then_and_now() -> None:
+    a = vma()
+    grid = "test_spec.test_params.timesteps"
+    b = vma("train_spec.lr=1e-3", "train_spec.scheduler.kind=StepLR", f"{grid}=[1]", "train_spec.steps=5")
+    assert config.differences(a, a) == []
+    assert config.differences(a, b, ignore=config.MAY_CHANGE_ON_RESUME) == [
+        "train_spec.lr: 0.0001 in the checkpoint, 0.001 now",
+        "train_spec.scheduler: null in the checkpoint, not set now",
+        "train_spec.scheduler.kind: not set in the checkpoint, StepLR now",
+    ]
+    assert f"{grid}: [1, 2, 3, 4, 5, 10, 19] in the checkpoint, [1] now" in config.differences(a, b)
+    assert config.differences(a, b, ignore=("train_spec.l",)) == config.differences(a, b), "a prefix ends at a dot"
+
+
+def test_differences_that_matter_to_a_test() -> None:
+    a = vma()
+    harmless = vma("model.importance_num=9", "train_spec.lr=1", "test_spec.targets=3", "train_data.batch_size=16")
+    assert config.differences(a, harmless, only=config.MODEL_KEYS) == []
+    sizes = [f"{name}.resize=28" for name in ("train_data", "val_data", "test_data")]
+    assert config.differences(a, vma("model.latent_dim=9", *sizes), only=config.MODEL_KEYS) == [
+        "model.latent_dim: 64 in the checkpoint, 9 now",
+        "test_data.resize: 26 in the checkpoint, 28 now",
+    ]
+
+
+@pytest.mark.parametrize("keys", [config.MAY_CHANGE_ON_RESUME, config.MODEL_KEYS])
+def test_listed_keys_exist(keys: tuple[str, ...]) -> None:
+    known = leaves(Config)
+    assert [key for key in keys if key not in known and not any(k.startswith(f"{key}.") for k in known)] == []
+
+
+def test_every_model_key_is_either_compared_or_free() -> None:
+    assert {key for key in leaves(Config) if key.startswith("model.")} == {
+        *(key for key in config.MODEL_KEYS if key.startswith("model.")),
+        "model.importance_num",
+    }
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_torch_is_imported() -> None:
+    code = "import sys, pathlib, config; config.load(pathlib.Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
+    start = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code, "configs/vma.yaml"], cwd=ROOT, check=False).returncode == 0
+    assert time.monotonic() - start < 10

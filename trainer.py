@@ -1,0 +1,256 @@
+"""The training loop: step, validate, log, save, resume.  Nothing in it is about memories or addresses.
+
+`B` targets of a batch, of whatever shape.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import checkpoints
+from interrupts import Stopped, StoppedAtOnce, StopRequest
+from journal import Journal
+from randomness import StepNoise
+
+Metrics = dict[str, float]
+
+
+class Batches(Protocol):
+    """Endless batches with an address; `batch_size` targets in each."""
+
+    batch_size: int
+
+    def at(self, step: int) -> Any: ...
+
+
+class NonFiniteError(ArithmeticError):
+    """Loss or gradient is not a finite number; the weights are those of the step before."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and how often to look.  Counted in steps; `val_targets` in targets."""
+
+    steps: int
+    val_every: int
+    save_every: int
+    log_every: int
+    val_targets: int
+    seed: int = 0
+    precision: str = "fp32"
+    grad_clip: float | None = None
+    ema_decay: float = 0.0
+
+
+class Means:
+    """Sums on the device, divided once and read only when asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().sum()
+            self._counts[name] = self._counts.get(name, 0) + value.numel()
+
+    def read(self) -> Metrics:
+        """The means so far; afterwards they start anew."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+@dataclass
+class Progress:
+    """How far the run is; everything else of its state lies in the weights and the optimizer."""
+
+    step: int = 0
+    validated: int = -1  # the step of the last validation that was finished
+    best: float = -math.inf
+    best_step: int = 0
+    seconds: float = field(default=0.0)  # of training, over all sessions
+
+
+class Trainer:
+    """Trains `model`, whose `loss(batch, noise)` gives a scalar and metrics [B] that include "bound".
+
+    `checkpoint_path` gets the weights of the best validation (without validation, of the end); `state_path` beside it
+    gets all that resuming needs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+        train: Batches,
+        validation: Batches | None,
+        plan: Plan,
+        *,
+        checkpoint_path: Path,
+        config: str,
+        stop: StopRequest,
+        illustrate: Callable[[nn.Module, Journal, int], None] | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.train, self.validation, self.plan = train, validation, plan
+        self.checkpoint_path, self.config, self.stop = checkpoint_path, config, stop
+        self.illustrate = illustrate or (lambda model, journal, step: None)
+        self.device = next(model.parameters()).device
+        self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay)) if plan.ema_decay else None
+        self.progress = Progress()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is validated and saved: the moving average where there is one."""
+        return self.averaged.module if self.averaged is not None else self.model
+
+    @property
+    def state_path(self) -> Path:
+        return state_path(self.checkpoint_path)
+
+    def fit(self, journal: Journal) -> None:
+        """Train to the end of the plan.
+
+        Raises:
+            Stopped: a signal came; the state is saved.
+            NonFiniteError: loss or gradient is not finite; the weights are left as they were before that step.
+            OSError: a checkpoint could not be written; the one before is intact.
+        """
+        with self.stop.deferred(), self._bar() as bar:
+            try:
+                self._loop(journal, bar)
+            except StoppedAtOnce:
+                raise
+            except Stopped:
+                self.save_state()
+                raise
+
+    def _loop(self, journal: Journal, bar: tqdm) -> None:
+        plan, progress, means = self.plan, self.progress, Means()
+        started = time.monotonic()
+        while True:
+            if self._due(plan.val_every) and progress.validated < progress.step:
+                self._validate(journal)
+                started = time.monotonic()
+                means.read()
+            if self._due(plan.save_every) and progress.step:
+                self.save_state()
+            if progress.step >= plan.steps:
+                break
+            self.stop.check()
+            means.add(self.step())
+            bar.update()
+            if progress.step % plan.log_every == 0 or progress.step == plan.steps:
+                steps = progress.step % plan.log_every or plan.log_every
+                self._report(journal, bar, means.read(), steps, time.monotonic() - started)
+                started = time.monotonic()
+        if self.validation is None:
+            self.save_weights()
+
+    def _due(self, every: int) -> bool:
+        return self.progress.step % every == 0 or self.progress.step == self.plan.steps
+
+    def step(self) -> dict[str, Tensor]:
+        """One update of the weights; metrics [B] and, as [1], loss and gradient norm.  Raises NonFiniteError."""
+        number = self.progress.step
+        Distribution.set_default_validate_args(number == 0)  # it doubles the cost of a likelihood
+        batch = self.train.at(number)
+        with self._autocast():
+            loss, metrics = self.model.loss(batch, StepNoise(self.device, self.plan.seed, "train", number))  # type: ignore[operator]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.grad_clip or math.inf)
+        self._check_finite(loss, norm, metrics)
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        self.progress.step += 1
+        return {"loss": loss, "gradient_norm": norm, **metrics}
+
+    def _check_finite(self, loss: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]) -> None:
+        if torch.isfinite(loss + norm):  # one NaN gradient would make every weight NaN
+            return
+        terms = ", ".join(f"{name} {float(value.mean()):.6g}" for name, value in metrics.items())
+        raise NonFiniteError(
+            f"step {self.progress.step}: loss {float(loss):.6g} and gradient norm {float(norm):.6g} must be finite ({terms}); "
+            f"the weights of the step before are kept; try a lower train_spec.lr or train_spec.grad_clip=1"
+        )
+
+    def _report(self, journal: Journal, bar: tqdm, means: Metrics, steps: int, seconds: float) -> None:
+        self.progress.seconds += seconds
+        rate = steps * self.train.batch_size / max(seconds, 1e-9)
+        means |= {"lr": self.optimizer.param_groups[0]["lr"], "targets_per_s": rate, "seconds": self.progress.seconds}
+        journal.scalars("train", self.progress.step, means)
+        bar.set_postfix_str(f"loss {means['loss']:.2f}, bound {means['bound']:.2f} nats, {rate:.0f} targets/s")
+
+    @torch.no_grad()
+    def _validate(self, journal: Journal) -> None:
+        if self.validation is None:
+            return
+        means = Means()
+        for number in range(-(-self.plan.val_targets // self.validation.batch_size)):
+            self.stop.check()
+            noise = StepNoise(self.device, self.plan.seed, "validation", number)
+            with self._autocast():
+                means.add(self.evaluated.loss(self.validation.at(number), noise)[1])  # type: ignore[operator]
+        values = means.read()
+        journal.scalars("validation", self.progress.step, values)
+        self.illustrate(self.evaluated, journal, self.progress.step)
+        self.progress.validated = self.progress.step
+        if values["bound"] > self.progress.best:
+            self.progress.best, self.progress.best_step = values["bound"], self.progress.step
+            self.save_weights()
+        tqdm.write(
+            f"step {self.progress.step}: validation bound {values['bound']:.2f} nats (best {self.progress.best:.2f} "
+            f"at step {self.progress.best_step}), address accuracy {values.get('address_accuracy', math.nan):.3f}"
+        )
+
+    def save_weights(self) -> None:
+        """Write the file that tests read.  Raises OSError."""
+        checkpoints.save(self.checkpoint_path, self._saved(self.evaluated))
+
+    def save_state(self) -> None:
+        """Write all that resuming needs.  Raises OSError."""
+        state = self._saved(self.model) | {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "averaged": self.averaged.state_dict() if self.averaged is not None else None,
+        }
+        checkpoints.save(self.state_path, state)
+
+    def _saved(self, model: nn.Module) -> dict[str, Any]:
+        return {"config": self.config, "model": model.state_dict(), "progress": vars(self.progress).copy()}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `save_state` wrote."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.progress = Progress(**state["progress"])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16")
+
+    def _bar(self) -> tqdm:
+        return tqdm(total=self.plan.steps, initial=self.progress.step, unit="step", dynamic_ncols=True, mininterval=1.0)
+
+
+def state_path(checkpoint_path: Path) -> Path:
+    """`<stem>.last.pt` beside the checkpoint."""
+    return checkpoint_path.with_name(f"{checkpoint_path.stem}.last.pt")
