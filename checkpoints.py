@@ -62,7 +62,7 @@ def load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name a checkpoint with --checkpoint") from None
     archive, comment = content[:-_COMMENT], content[-_COMMENT:]
     if comment != _MARK + hashlib.sha256(archive).hexdigest().encode():
-        raise DataError(f"{path}: damaged, or not a checkpoint of this program: its SHA-256 does not fit; use another copy")
+        raise DataError(f"{path}: damaged, or not a checkpoint of this program (its SHA-256 differs); use another copy")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
@@ -96,7 +96,8 @@ def held(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{path}: another training writes to this checkpoint; wait for it, or choose another train_spec.checkpoint_path"
+                f"{path}: another training writes to this checkpoint; wait for it, "
+                "or choose another train_spec.checkpoint_path"
             ) from None
         yield
 

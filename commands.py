@@ -27,7 +27,6 @@ from randomness import StepNoise
 from trainer import Plan, Trainer, state_path
 
 
-
 class Run:
     """One run of one configuration."""
 
@@ -201,8 +200,8 @@ def _illustrator(
         assert isinstance(model, VMA)
         for part, loader in loaders.items():
             if loader is not None:
-                noise = StepNoise(device, "picture", part)
-                journal.picture(f"{part}/memory_target_reconstruction_samples", step, pictures.episode_grid(model, loader.at(0), noise))
+                picture = pictures.episode_grid(model, loader.at(0), StepNoise(device, "picture", part))
+                journal.picture(f"{part}/memory_target_reconstruction_samples", step, picture)
 
     return illustrate
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from checkpoints import write_atomically
 from data.episodes import Episodes, GridEpisodes
+from errors import UserError
 from models.vma.vma import VMA, address_accuracy, kl_a
 from randomness import TargetNoise
 
@@ -36,20 +37,32 @@ class Grid:
     fingerprint: Mapping[str, str | int]
 
     def key(self) -> str:
-        return json.dumps({**self.fingerprint, "importance_num": self.importance_num, "seed": self.seed}, sort_keys=True)
+        parts = {**self.fingerprint, "importance_num": self.importance_num, "seed": self.seed}
+        return json.dumps(parts, sort_keys=True)
 
 
 def sizes_at_once(device: torch.device, batch: int, chunk: int | None) -> tuple[int, int]:
-    """How many targets and samples of each to decode at once; a multiple of `TargetNoise.BLOCK` samples."""
+    """How many targets, and samples of each, to decode at once.
+
+    Raises:
+        UserError: `chunk` is not a multiple of `TargetNoise.BLOCK` samples.
+    """
     budget, block = DECODES_AT_ONCE[device.type], TargetNoise.BLOCK
     if chunk is not None:
+        if chunk % block:
+            near = f"{chunk // block * block} or " if chunk > block else ""
+            raise UserError(
+                f"test_spec.chunk: {chunk} is not a multiple of {block}; use {near}{-(-chunk // block) * block}"
+            )
         return max(1, min(batch, budget // chunk)), chunk
     targets = max(1, min(batch, budget // block))
     return targets, max(1, budget // targets // block) * block
 
 
 @torch.no_grad()
-def importance_bounds(model: VMA, episodes: Episodes, key: Sequence[int | str], k: int, chunk: int) -> dict[str, Tensor]:
+def importance_bounds(
+    model: VMA, episodes: Episodes, key: Sequence[int | str], k: int, chunk: int
+) -> dict[str, Tensor]:
     """ELBO@K and its parts for a batch of targets with a memory each.
 
     Features are computed once; samples come in chunks that are folded by an online log-sum-exp, so the memory used
@@ -109,7 +122,8 @@ class Ledger:
                 arrays = {name: file[name] for name in file.files}
         except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError):
             return {}
-        same = {name.removesuffix("/key") for name, value in arrays.items() if name.endswith("/key") and value == self._key}
+        keys = {name.removesuffix("/key"): value for name, value in arrays.items() if name.endswith("/key")}
+        same = {cell for cell, value in keys.items() if value == self._key}
         return {name: value for name, value in arrays.items() if name.rpartition("/")[0] in same}
 
     def get(self, cell: str) -> PerTarget | None:

@@ -19,7 +19,7 @@ class StoppedAtOnce(Stopped):
 
 
 class StopRequest:
-    """Turns a signal into `Stopped`, at once or, while deferred, at the next `check`; a second one always acts at once."""
+    """Turns a signal into `Stopped`, at once or, while deferred, at the next `check`; a second one acts at once."""
 
     def __init__(self) -> None:
         self._deferred = False

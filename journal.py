@@ -1,13 +1,19 @@
 """Where the course of a training is written: TensorBoard and a JSON-lines file.  Trouble here never ends a training."""
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from checkpoints import write_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _log = logging.getLogger(__name__)
 
@@ -16,7 +22,8 @@ class Journal:
     """Writes scalars and pictures of steps after `start`; what an interrupted run wrote beyond it is taken back."""
 
     def __init__(self, log_file: Path | None, tensorboard: Path | None, start: int) -> None:
-        self._file, self._board = log_file, None
+        self._file = log_file
+        self._board: SummaryWriter | None = None
         self._warned = False
         self._attempt(lambda: self._open(tensorboard, start))
 
@@ -29,7 +36,7 @@ class Journal:
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
 
     def scalars(self, part: str, step: int, values: Mapping[str, float]) -> None:
         """One row: `part` (train, validation) at `step`."""
@@ -41,17 +48,17 @@ class Journal:
                 file.write(json.dumps({"part": part, "step": step, **values}) + "\n")
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(f"{part}/{name}", value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"{part}/{name}", value, step)
 
     def picture(self, name: str, step: int, image: np.ndarray) -> None:
         """An image uint8 [H, W] or [H, W, 3]."""
         if self._board is not None:
             board, layout = self._board, "HW" if image.ndim == 2 else "HWC"
-            self._attempt(lambda: board.add_image(name, image, step, dataformats=layout))  # type: ignore[no-untyped-call]
+            self._attempt(lambda: board.add_image(name, image, step, dataformats=layout))
 
     def close(self) -> None:
         if self._board is not None:
-            self._attempt(self._board.close)  # type: ignore[arg-type]
+            self._attempt(self._board.close)
 
     def _attempt(self, write: Callable[[], None]) -> None:
         try:

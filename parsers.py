@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -160,7 +161,9 @@ def _named_scheduler(spec: SchedulerSpec, optimizer: torch.optim.Optimizer) -> l
     kind = getattr(lr_scheduler, spec.kind, None)
     if spec.kind in _NEED_MORE or not (inspect.isclass(kind) and issubclass(kind, lr_scheduler.LRScheduler)):
         raise UserError(f"train_spec.scheduler.kind: {spec.kind!r}: use one of {', '.join(_scheduler_names())}")
-    arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in spec.arguments.items()}
+    arguments: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in spec.arguments.items()
+    }
     try:
         return kind(optimizer, **arguments)
     except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:

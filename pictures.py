@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data.episodes import Episodes, GridEpisodes
@@ -85,8 +86,9 @@ def write_samples(path: Path, model: VMA, episodes: Episodes, training: Tensor, 
 
 def _tiled(block: Tensor) -> np.ndarray:
     """[G, n, H, W] -> one image [G (H + 2), n (W + 2)], framed by half-tone lines."""
-    framed = torch.nn.functional.pad(block.clamp(0, 1), (1, 1, 1, 1), value=0.4)
-    return np.concatenate([np.concatenate(list(row), 1) for row in framed.cpu().numpy()], 0) if block.numel() else np.zeros((0, 0))
+    framed = F.pad(block.clamp(0, 1), (1, 1, 1, 1), value=0.4)
+    g, n, h, w = framed.shape
+    return framed.permute(0, 2, 1, 3).reshape(g * h, n * w).cpu().numpy()
 
 
 def _paper(ink: np.ndarray) -> np.ndarray:

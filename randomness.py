@@ -82,9 +82,7 @@ class TargetNoise:
         blocks = range(self._first // self.BLOCK, -(-(self._first + k) // self.BLOCK))
         columns = []
         for target in self._targets:
-            parts = [
-                draw(self.BLOCK, *rest, generator=generator(self._device, *self._key, kind, target, block), device=self._device)
-                for block in blocks
-            ]
+            streams = (generator(self._device, *self._key, kind, target, block) for block in blocks)
+            parts = [draw(self.BLOCK, *rest, generator=stream, device=self._device) for stream in streams]
             columns.append(torch.cat(parts)[:k])
         return torch.stack(columns, 1)

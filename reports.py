@@ -1,2 +1,137 @@
-def write_table(output, rows, config): ...
-def markdown(rows, config): return str(rows)
+"""The results table (csv, Markdown) and its plot.  Reads numbers, never a model.
+
+ELBO is minus the mean bound in nats per image: lower is better.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from checkpoints import write_atomically
+from config import Config
+
+Row = Mapping[str, float | int]
+
+COLUMNS = (
+    "max_batch_cls",
+    "timesteps",
+    "ELBO",
+    "stderr",
+    "kl_a",
+    "kl_z",
+    "address_accuracy",
+    "targets",
+    "importance_num",
+)
+
+# ELBO@1000 on Omniglot, (max_batch_cls, timesteps) -> nats: Table 1 of arXiv 1709.07116 as quoted by the published code
+# (github.com/artemZholus/variational_memory_addressing), and that code's own results.
+_SIZES = (1, 2, 3, 4, 5, 10, 19)
+_PAPER = {
+    1: (86.5, 83.0, 79.6, 79.0, 76.5, 76.2, 73.9),
+    2: (87.5, 83.3, 80.9, 79.3, 79.1, 77.0, 75.0),
+}
+_PUBLISHED_CODE = {
+    1: (85.2, 79.8, 77.5, 76.2, 75.3, 73.2, 71.8),
+    2: (85.2, 82.7, 80.1, 78.5, 77.5, 75.2, 73.5),
+}
+
+
+def write_table(output_file: Path, rows: Sequence[Row], config: Config) -> None:
+    """Write the rows as csv, and beside it the Markdown table and the plot.  Raises OSError."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _rounded(row[name]) for name in COLUMNS} for row in rows)
+    write_atomically(output_file, text.getvalue().encode())
+    write_atomically(output_file.with_suffix(".md"), markdown(rows, config).encode())
+    write_atomically(output_file.with_suffix(".png"), plot(rows, config))
+
+
+def markdown(rows: Sequence[Row], config: Config) -> str:
+    """The table for people, with the published numbers where the cell exists there."""
+    data, known = config.test_data, _published(config)
+    header = ["C", "M", metric(rows), "± s.e.", "KL(a)", "KL(z)", "address accuracy", "targets"]
+    header += ["published code", "paper"] if known else []
+    lines = [
+        f"{metric(rows)}: minus the importance-weighted bound, nats per image, lower is better. "
+        f"{data.kind}, {data.split} split, {data.resize} x {data.resize} by {data.resample}; "
+        "C = up to that many classes in a memory, M = images in it, never the target.",
+        "",
+        f"| {' | '.join(header)} |",
+        f"|{'---|' * len(header)}",
+    ]
+    for row in rows:
+        cells = [f"{row['max_batch_cls']}", f"{row['timesteps']}", f"{row['ELBO']:.2f}", f"{row['stderr']:.2f}"]
+        cells += [f"{row['kl_a']:.2f}", f"{row['kl_z']:.2f}", f"{row['address_accuracy']:.3f}", f"{row['targets']}"]
+        if known:
+            cells += [_known(_PUBLISHED_CODE, row), _known(_PAPER, row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    if known:
+        lines += ["", _CAVEAT]
+    return "\n".join(lines) + "\n"
+
+
+_CAVEAT = (
+    "Published code: the same protocol with every evaluation image as a target. Paper: its split and filter are not "
+    "settled, so that column is for orientation."
+)
+
+
+def plot(rows: Sequence[Row], config: Config) -> bytes:
+    """ELBO against memory size, one line for each C, bars of two standard errors -> a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for number, classes in enumerate(dict.fromkeys(row["max_batch_cls"] for row in rows)):
+        line = sorted((row for row in rows if row["max_batch_cls"] == classes), key=lambda row: row["timesteps"])
+        sizes = [row["timesteps"] for row in line]
+        axis.errorbar(
+            sizes,
+            [row["ELBO"] for row in line],
+            yerr=[2 * row["stderr"] for row in line],
+            color=f"C{number}",
+            marker="o",
+            capsize=2,
+            label=f"C = {classes}, this model",
+        )
+        if _published(config) and classes in _PUBLISHED_CODE:
+            axis.plot(_SIZES, _PUBLISHED_CODE[int(classes)], f"C{number}:", label=f"C = {classes}, published code")
+    axis.set_xscale("symlog", linthresh=1)
+    ticks = sorted({int(row["timesteps"]) for row in rows})
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("images in the memory, M")
+    axis.set_ylabel(f"{metric(rows)}, nats per image (lower is better)")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    plt.close(figure)
+    return png.getvalue()
+
+
+def metric(rows: Sequence[Row]) -> str:
+    """The header the field uses, such as ELBO@1000."""
+    return f"ELBO@{rows[0]['importance_num']}"
+
+
+def _published(config: Config) -> bool:
+    """Whether the published numbers speak of the same images and the same bound."""
+    data = config.test_data
+    protocol = (data.kind, data.split, data.resize, data.resample, config.test_spec.importance_num)
+    return protocol == ("omniglot", "official", 26, "nearest-exact", 1000)
+
+
+def _known(table: Mapping[int, Sequence[float]], row: Row) -> str:
+    classes, size = int(row["max_batch_cls"]), int(row["timesteps"])
+    return f"{table[classes][_SIZES.index(size)]:.1f}" if classes in table and size in _SIZES else ""
+
+
+def _rounded(value: float | int) -> float | int:
+    return round(float(value), 4) if isinstance(value, float) else value

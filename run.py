@@ -16,8 +16,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(prog="run.py", description="Variational Memory Addressing: train, test and sample, from one YAML file.")
-    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration, such as configs/vma.yaml")
+    p = Parser(prog="run.py", description="Variational Memory Addressing: train, test and sample from one YAML file.")
+    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration: configs/vma.yaml")
     p.add_argument("--train", action="store_true", help="train; the same command resumes an interrupted run")
     p.add_argument("--test", action="store_true", help="run the test grid and write the table")
     p.add_argument("--sample", action="store_true", help="draw memories, samples of p(x|M) and reconstructions")
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a key, such as train_spec.steps=200; may be repeated")  # fmt: skip
     p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
-    p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (default: tb beside the checkpoint)")
+    p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (tb beside the checkpoint)")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test and --sample")
     p.add_argument("--restart", action="store_true", help="train anew, whatever an earlier run left")
     return p
@@ -53,7 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
 def execute(args: argparse.Namespace) -> int:
     import config as configuration
 
-    roots = [f"{part}.root={json.dumps(args.root)}" for part in ("train_data", "val_data", "test_data") if args.root]
+    roots = [
+        f"{part}.root={json.dumps(args.root, ensure_ascii=False)}"
+        for part in ("train_data", "val_data", "test_data")
+        if args.root
+    ]
     config = configuration.load(args.config, [*roots, *args.overrides])
 
     from interrupts import Stopped, StopRequest

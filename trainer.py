@@ -107,7 +107,8 @@ class Trainer:
         self.checkpoint_path, self.config, self.stop = checkpoint_path, config, stop
         self.illustrate = illustrate or (lambda model, journal, step: None)
         self.device = next(model.parameters()).device
-        self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay)) if plan.ema_decay else None
+        average = get_ema_multi_avg_fn(plan.ema_decay)
+        self.averaged = AveragedModel(model, multi_avg_fn=average) if plan.ema_decay else None
         self.progress = Progress()
 
     @property
@@ -185,8 +186,8 @@ class Trainer:
             return
         terms = ", ".join(f"{name} {float(value.mean()):.6g}" for name, value in metrics.items())
         raise NonFiniteError(
-            f"step {self.progress.step}: loss {float(loss):.6g} and gradient norm {float(norm):.6g} must be finite ({terms}); "
-            f"the weights of the step before are kept; try a lower train_spec.lr or train_spec.grad_clip=1"
+            f"step {self.progress.step}: loss {float(loss):.6g} and gradient norm {float(norm):.6g} must be finite "
+            f"({terms}); the weights of the step before are kept; try a lower train_spec.lr or train_spec.grad_clip=1"
         )
 
     def _report(self, journal: Journal, bar: tqdm, means: Metrics, steps: int, seconds: float) -> None:

@@ -24,7 +24,7 @@ TEST_CLASSES = 60
 
 _STEPS = 8  # segments drawn between two control points of a curve
 _COARSE = 21  # side of the raster on which characters are compared
-_LEAST_OVERLOOKED = 0.3  # share of ink that must have no counterpart in any other character
+_LEAST_OVERLOOKED = 0.15  # share of ink that must have no counterpart in any other character
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Features:
 
 
 def pick_maps(maps: Tensor, rows: Tensor) -> Tensor:
-    """Rows of `maps` [N, C, h, w] in channels-last order, in which convolutions on a CPU run fastest -> [R, C, h, w]."""
+    """Rows of `maps` [N, C, h, w] -> [R, C, h, w], channels last in memory, as convolutions like it best."""
     n, c, h, w = maps.shape
     flat = maps.permute(0, 2, 3, 1).reshape(n, h * w * c)
     return flat.index_select(0, rows).view(-1, h, w, c).permute(0, 3, 1, 2)

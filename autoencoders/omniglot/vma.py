@@ -21,7 +21,8 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 def double(channels: int, side: int) -> nn.Sequential:
     """Transposed convolution with stride 2 that ends at `side`, whether odd or even."""
     return nn.Sequential(
-        nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=(side + 1) % 2), nn.ReLU(inplace=True)
+        nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=(side + 1) % 2),
+        nn.ReLU(inplace=True),
     )
 
 

@@ -107,7 +107,7 @@ def pick(q: Categorical, uniform: Tensor) -> Tensor:
 
 
 class VMA(nn.Module):
-    """The model, from networks that are arguments; `importance_num` is K and `objective` names one of models.objectives."""
+    """The model, from networks that are arguments; `importance_num` is K, `objective` is vimco or marginal."""
 
     def __init__(
         self,
@@ -191,7 +191,8 @@ class VMA(nn.Module):
     def _marginal(self, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.every_address(x, m, r, noise, self.importance_num)
         q_a = s.log_q_a.exp() / self.importance_num  # [K S, G, T] weights of q(a|M,x), the same for each k
-        bound = objectives.marginal(s.log_joint_over_q_z.unflatten(0, (self.importance_num, -1)), r.q_a.logits.permute(2, 0, 1))
+        log_w = s.log_joint_over_q_z.unflatten(0, (self.importance_num, -1))  # [K, S, G, T]
+        bound = objectives.marginal(log_w, r.q_a.logits.permute(2, 0, 1))
         return bound, {"kl_z": (q_a * s.kl_z).sum(0), "reconstruction": (q_a * s.log_p_x).sum(0)}
 
     def every_address(self, x: Tensor, m: Memory, r: Recognition, noise: Noise, k: int) -> Samples:
