@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from interrupts import StopRequest
 from journal import Journal
 from models.vma.vma import VMA
 from randomness import StepNoise
-from trainer import Plan, Trainer, state_path
+from trainer import Plan, Trainer, previous_state_path, state_path
+
+_log = logging.getLogger(__name__)
 
 
 class Run:
@@ -44,7 +47,7 @@ class Run:
         """Train, from the beginning or from where an earlier run stopped."""
         path = Path(self.config.train_spec.checkpoint_path)
         with checkpoints.held(path):
-            state = None if restart else self._state_to_resume(state_path(path))
+            state = None if restart else self._state_to_resume(path)
             trainer = self._trainer(path)
             if state is not None:
                 trainer.resume(state)
@@ -89,19 +92,33 @@ class Run:
         )
 
     def _state_to_resume(self, path: Path) -> dict[str, Any] | None:
-        if not path.exists():
-            return None
-        state = checkpoints.load(path)
-        changed = configuration.differences(
-            _config_of(path, state), self.config, ignore=configuration.MAY_CHANGE_ON_RESUME
-        )
+        """The last state that an earlier run left whole; None where there was no run."""
+        damaged: DataError | None = None
+        for candidate in (state_path(path), previous_state_path(path)):
+            if candidate.exists():
+                try:
+                    state = checkpoints.load(candidate)
+                except DataError as error:
+                    _log.warning("%s", error)
+                    damaged = error
+                else:
+                    self._check_same_run(candidate, state)
+                    return state
+        if damaged is not None:
+            raise DataError(
+                f"{path.parent}: no state of the run there is whole; train anew with --restart"
+            ) from damaged
+        return None
+
+    def _check_same_run(self, path: Path, state: dict[str, Any]) -> None:
+        ignored = configuration.MAY_CHANGE_ON_RESUME
+        changed = configuration.differences(_config_of(path, state), self.config, ignore=ignored)
         if changed:
             listed = "\n  ".join(changed)
             raise UserError(
                 f"{path}: this run was begun with another configuration; train anew with --restart, choose another "
                 f"train_spec.checkpoint_path, or undo the change:\n  {listed}"
             )
-        return state
 
     def _journal(self, start: int) -> Journal:
         log_file = self.config.train_spec.log_file
@@ -200,8 +217,12 @@ def _illustrator(
         assert isinstance(model, VMA)
         for part, loader in loaders.items():
             if loader is not None:
-                picture = pictures.episode_grid(model, loader.at(0), StepNoise(device, "picture", part))
-                journal.picture(f"{part}/memory_target_reconstruction_samples", step, picture)
+                noise = StepNoise(device, "picture", part)
+                journal.picture(
+                    f"{part}/memory_target_reconstruction_samples",
+                    step,
+                    pictures.episode_grid(model, loader.at(0), noise),
+                )
 
     return illustrate
 
@@ -212,3 +233,4 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-8, 1)  # M_ARENA_MAX

@@ -1,6 +1,7 @@
 """Configuration -> objects.  The only file that pairs names in YAML with classes."""
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from models.vma.prior import LatentPrior, LearnedAddressPrior, UniformAddressPri
 from models.vma.vma import VMA
 from randomness import seed_of
 
+_log = logging.getLogger(__name__)
+
 AUTOENCODERS = {"omniglot": autoencoders.omniglot.vma}
 SOURCES: dict[str, Callable[[DataConfig, str], ClassImages]] = {
     "omniglot": lambda data, subset: omniglot.load(data.root or "", subset, data.split),  # type: ignore[arg-type]
@@ -34,6 +37,8 @@ def device_of(gpus: tuple[int, ...] | str, argument: str | None = None) -> torch
     """The device that `--device` names or else the key `gpus`.  Raises UserError for one that is not there."""
     wanted = argument or ("cpu" if gpus == () else "auto" if gpus == "auto" else f"cuda:{gpus[0]}")
     there = torch.cuda.device_count()
+    if argument is None and len(gpus) > 1 and gpus != "auto":
+        _log.warning("gpus: %s: one process uses one GPU, the first of them", list(gpus))
     if wanted == "auto":
         return torch.device("cuda:0" if there else "cpu")
     device = torch.device(wanted)

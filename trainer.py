@@ -75,7 +75,7 @@ class Progress:
     """How far the run is; everything else of its state lies in the weights and the optimizer."""
 
     step: int = 0
-    validated: int = -1  # the step of the last validation that was finished
+    looked: int = -1  # the step of the last validation that was finished
     best: float = -math.inf
     best_step: int = 0
     seconds: float = field(default=0.0)  # of training, over all sessions
@@ -141,8 +141,8 @@ class Trainer:
         plan, progress, means = self.plan, self.progress, Means()
         started = time.monotonic()
         while True:
-            if self._due(plan.val_every) and progress.validated < progress.step:
-                self._validate(journal)
+            if self._due(plan.val_every) and progress.looked < progress.step:
+                self._look(journal)
                 started = time.monotonic()
                 means.read()
             if self._due(plan.save_every) and progress.step:
@@ -198,19 +198,22 @@ class Trainer:
         bar.set_postfix_str(f"loss {means['loss']:.2f}, bound {means['bound']:.2f} nats, {rate:.0f} targets/s")
 
     @torch.no_grad()
-    def _validate(self, journal: Journal) -> None:
-        if self.validation is None:
-            return
+    def _look(self, journal: Journal) -> None:
+        """Validate, where there are images for it, and draw pictures."""
+        if self.validation is not None:
+            self._validate(self.validation, journal)
+        self.illustrate(self.evaluated, journal, self.progress.step)
+        self.progress.looked = self.progress.step
+
+    def _validate(self, validation: Batches, journal: Journal) -> None:
         means = Means()
-        for number in range(-(-self.plan.val_targets // self.validation.batch_size)):
+        for number in range(-(-self.plan.val_targets // validation.batch_size)):
             self.stop.check()
             noise = StepNoise(self.device, self.plan.seed, "validation", number)
             with self._autocast():
-                means.add(self.evaluated.loss(self.validation.at(number), noise)[1])  # type: ignore[operator]
+                means.add(self.evaluated.loss(validation.at(number), noise)[1])  # type: ignore[operator]
         values = means.read()
         journal.scalars("validation", self.progress.step, values)
-        self.illustrate(self.evaluated, journal, self.progress.step)
-        self.progress.validated = self.progress.step
         if values["bound"] > self.progress.best:
             self.progress.best, self.progress.best_step = values["bound"], self.progress.step
             self.save_weights()
@@ -230,6 +233,8 @@ class Trainer:
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "averaged": self.averaged.state_dict() if self.averaged is not None else None,
         }
+        if self.state_path.exists():
+            self.state_path.replace(previous_state_path(self.checkpoint_path))
         checkpoints.save(self.state_path, state)
 
     def _saved(self, model: nn.Module) -> dict[str, Any]:
@@ -255,3 +260,8 @@ class Trainer:
 def state_path(checkpoint_path: Path) -> Path:
     """`<stem>.last.pt` beside the checkpoint."""
     return checkpoint_path.with_name(f"{checkpoint_path.stem}.last.pt")
+
+
+def previous_state_path(checkpoint_path: Path) -> Path:
+    """`<stem>.last-but-one.pt`, for the case that a disk spoils the last one."""
+    return checkpoint_path.with_name(f"{checkpoint_path.stem}.last-but-one.pt")

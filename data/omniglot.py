@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -334,7 +334,7 @@ def _url(name: str) -> str:
 
 
 def _help(root: Path, name: str, error: Exception) -> str:
-    places = [f"{name}.npz"] + [str(PurePosixPath(f) / n) for f in (".", FOLDER) for n in (f"{name}.zip", f"{name}/")]
+    places = [f"{name}.npz"] + [f"{folder}{name}{kind}" for folder in ("", f"{FOLDER}/") for kind in (".zip", "/")]
     md5s = _torchvision.datasets().Omniglot.zips_md5
     files = " and ".join(f"{_url(part)} (md5 {md5s[part]})" for part in PARTS)
     return (
