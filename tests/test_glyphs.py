@@ -86,6 +86,13 @@ def test_no_character_of_the_test_is_one_of_the_training(train: ClassImages, uns
     assert across.max() < halves.quantile(0.02)
 
 
+def test_a_character_that_exists_is_not_invented_again() -> None:
+    """The same random stream proposes the same ten characters first; all of them must be passed over."""
+    known = glyphs._alphabet("test", 10, 0, [])
+    fresh = glyphs._alphabet("test", 10, 0, known)
+    assert not {glyph.points.tobytes() for glyph in known} & {glyph.points.tobytes() for glyph in fresh}
+
+
 def test_other_seeds_draw_other_characters() -> None:
     a, b = (blurred(glyphs.load("train", 30, seed)) for seed in (0, 1))
     closest = (a.mean(1) @ b.mean(1).T).diagonal()

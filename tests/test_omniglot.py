@@ -289,9 +289,12 @@ def replaced(change: Callable[[bytes], bytes]) -> Callable[[dict[str, bytes]], d
 
 
 def flip(png: bytes) -> bytes:
-    """One bit in the middle of the pixels: only a checksum can tell."""
-    at = png.index(b"IDAT") + 300
-    return png[:at] + bytes([png[at] ^ 1]) + png[at + 1 :]
+    """One pixel of an uncompressed copy turned over: nothing but a checksum can tell."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).save(buffer, "PNG", compress_level=0)
+    content = bytearray(buffer.getvalue())
+    content[content.index(b"IDAT") + 300] ^= 1
+    return bytes(content)
 
 
 @pytest.mark.parametrize("kind", ["zip", "folder"])
@@ -528,7 +531,7 @@ def test_without_data_and_network_the_message_says_all_that_helps(tmp_path: Path
     started = time.monotonic()
     with pytest.raises(DataError) as caught:
         omniglot.load(tmp_path, "train", "official")
-    assert time.monotonic() - started < 10  # the closed port answers at once
+    assert time.monotonic() - started < 30
     official = _torchvision.datasets().Omniglot
     said = str(caught.value)
     for name in SMALL:
@@ -548,7 +551,7 @@ def test_a_network_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch:
         started = time.monotonic()
         with pytest.raises(DataError, match="nothing came for 1 seconds"):
             omniglot.load(tmp_path, "train", "official")
-        assert 1 <= time.monotonic() - started < 5
+        assert 1 <= time.monotonic() - started < 20
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,309 @@
+"""Checkpoints: what was written comes back, what was changed is found, and nothing in them runs."""
+
+import hashlib
+import io
+import os
+import pickle
+import resource
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import checkpoints
+from errors import DataError, UserError
+from small import finish, start
+
+_COMMENT = len(b"sha256:") + 64  # bytes at the end of a file
+
+
+def state() -> dict[str, Any]:
+    numbers = torch.Generator().manual_seed(0)
+    return {
+        "config": "a: 1\n",
+        "model": {"w": torch.randn(5, 3, generator=numbers), "b": torch.zeros(0), "n": torch.tensor(7)},
+        "progress": {"step": 3, "best": -1.5},
+        "nothing": None,
+    }
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("saved") / "a.pt"
+    checkpoints.save(path, state())
+    return path.read_bytes()
+
+
+def sealed(archive: bytes) -> bytes:
+    """`archive` (a zip without comment) with a checksum that is right."""
+    changed = archive[:-2] + _COMMENT.to_bytes(2, "little")
+    return changed + b"sha256:" + hashlib.sha256(changed).hexdigest().encode()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# --- whole files ------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.pt"
+    checkpoints.save(path, state())
+    assert equal(checkpoints.load(path), state())
+
+
+def test_torch_reads_the_file_as_it_is(saved: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(saved)
+    assert equal(torch.load(tmp_path / "a.pt", weights_only=True), state())
+    assert zipfile.ZipFile(tmp_path / "a.pt").testzip() is None
+
+
+def test_saving_leaves_one_file_with_the_usual_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        for _ in range(3):
+            checkpoints.save(tmp_path / "a.pt", state())
+    finally:
+        os.umask(before)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    assert (tmp_path / "a.pt").stat().st_mode & 0o777 == 0o640
+
+
+# --- damaged files ----------------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, content: bytes) -> str:
+    path.unlink(missing_ok=True)  # a file that is overwritten is slow to close
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        checkpoints.load(path)
+    assert caught.value.status == 3
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_one_flipped_bit_anywhere_is_found(saved: bytes, tmp_path: Path, where: float, bit: int) -> None:
+    changed = bytearray(saved)
+    changed[int(where * len(saved))] ^= 1 << bit
+    refused(tmp_path / "a.pt", bytes(changed))
+
+
+def test_every_flipped_bit_at_both_ends_is_found(saved: bytes, tmp_path: Path) -> None:
+    for position in (*range(200), *range(len(saved) - 200, len(saved))):
+        for bit in range(8):
+            changed = bytearray(saved)
+            changed[position] ^= 1 << bit
+            refused(tmp_path / "a.pt", bytes(changed))
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.floats(0, 1, exclude_max=True))
+def test_every_truncation_is_found(saved: bytes, tmp_path: Path, where: float) -> None:
+    refused(tmp_path / "a.pt", saved[: int(where * len(saved))])
+
+
+def plain_torch() -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state(), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"not a checkpoint\n" * 20, pickle.dumps({"model": 1}), plain_torch(), b"\xff" * 5000],
+    ids=["empty", "one byte", "text", "pickle", "torch without checksum", "rubbish"],
+)
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    refused(tmp_path / "a.pt", content)
+
+
+def test_bytes_after_the_end_are_found(saved: bytes, tmp_path: Path) -> None:
+    refused(tmp_path / "a.pt", saved + b"\0")
+    refused(tmp_path / "a.pt", saved + saved)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(DataError, match="cannot be read"):
+            checkpoints.load(path)
+
+
+def test_a_checkpoint_is_a_dictionary(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save([1, 2], buffer)
+    assert "holds a list" in refused(tmp_path / "a.pt", sealed(buffer.getvalue()))
+
+
+# --- malicious files --------------------------------------------------------------------------------------------------
+
+
+class Makes:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.canary),)
+
+
+def test_nothing_in_a_file_runs_even_where_its_checksum_is_right(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    buffer = io.BytesIO()
+    torch.save({"model": {}, "config": Makes(canary)}, buffer)
+    legacy = io.BytesIO()
+    torch.save({"config": Makes(canary)}, legacy, _use_new_zipfile_serialization=False)
+    for content in (sealed(buffer.getvalue()), buffer.getvalue(), legacy.getvalue(), pickle.dumps(Makes(canary))):
+        refused(tmp_path / "a.pt", content)
+    assert not canary.exists()
+    pickle.loads(pickle.dumps(Makes(canary)))  # the canary does sing
+    assert canary.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@settings(max_examples=200, deadline=None, report_multiple_bugs=False, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_changed_pickle_with_the_right_checksum_is_read_or_refused(
+    saved: bytes, tmp_path: Path, data: st.DataObject
+) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            content = bytearray(old.read(name))
+            if name.endswith("data.pkl"):
+                position = data.draw(st.integers(0, len(content) - 1))
+                content[position] = data.draw(st.integers(0, 255))
+            new.writestr(name, bytes(content))
+    path = tmp_path / "a.pt"
+    path.unlink(missing_ok=True)
+    path.write_bytes(sealed(buffer.getvalue()))
+    try:
+        checkpoints.load(path)
+    except DataError as error:
+        assert str(path) in str(error)
+
+
+# --- interrupted saves ------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_previous_file(saved: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(saved)
+    with files_of_at_most(1000), pytest.raises(OSError, match="large"):
+        checkpoints.save(path, state())
+    assert path.read_bytes() == saved
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_file_system_leaves_the_previous_file(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        path = folder / "a.pt"
+        checkpoints.save(path, state())
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(path, {"model": torch.zeros(100_000)})
+        assert equal(checkpoints.load(path), state())
+        assert [p.name for p in folder.iterdir()] == ["a.pt"]
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+_KILLED_WHILE_SAVING = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch, checkpoints
+
+path, count = Path(sys.argv[1]), int(sys.argv[2])
+values = [torch.full((50_000,), float(i)) for i in range(3)]
+began = time.monotonic()
+for i in range(4):
+    checkpoints.save(path, {"model": values[0]})
+duration = (time.monotonic() - began) / 4
+numbers, seen = random.Random(0), set()
+for _ in range(count):
+    child = os.fork()
+    if not child:
+        i = 0
+        while True:
+            i = (i + 1) % 3
+            checkpoints.save(path, {"model": values[i]})
+    time.sleep(numbers.uniform(0, 4 * duration))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    loaded = checkpoints.load(path)["model"]
+    assert any(torch.equal(loaded, value) for value in values)
+    seen.add(float(loaded[0]))
+print(len(seen), len(list(path.parent.glob(".*.part"))))
+"""
+
+
+def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> None:
+    status, out, err = finish(start("-c", _KILLED_WHILE_SAVING, str(tmp_path / "a.pt"), "20"))
+    assert status == 0, err
+    different, partial = map(int, out.split())
+    assert different > 1 and partial > 0  # saves were finished, and saves were cut off
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_cannot_hold_the_same_checkpoint(tmp_path: Path) -> None:
+    with checkpoints.held(tmp_path / "new" / "a.pt"), checkpoints.held(tmp_path / "new" / "b.pt"):
+        with pytest.raises(UserError, match="another training") as caught, checkpoints.held(tmp_path / "new" / "a.pt"):
+            pass
+        assert caught.value.status == 2
+    with checkpoints.held(tmp_path / "new" / "a.pt"):
+        pass
+
+
+def test_the_digest_tells_every_change_of_the_weights() -> None:
+    weights = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.zeros(3), "c": torch.tensor(5)}
+    digests = [checkpoints.digest(weights)]
+    for name, value in weights.items():
+        for place in range(value.numel()):
+            changed = {key: other.clone() for key, other in weights.items()}
+            flat = changed[name].view(-1)
+            flat[place] = torch.nextafter(flat[place], torch.tensor(9.0)) if name != "c" else 6
+            digests.append(checkpoints.digest(changed))
+    digests += [
+        checkpoints.digest(changed)
+        for changed in (
+            {**weights, "a": weights["a"].t()},
+            {**weights, "a": weights["a"].flatten()},
+            {**weights, "a": weights["a"].double()},
+            {**weights, "d": torch.zeros(0)},
+            {key: value for key, value in weights.items() if key != "b"},
+            {"a": weights["a"], "b": weights["c"], "c": weights["b"]},
+        )
+    ]
+    assert len(set(digests)) == len(digests)
+    strided = torch.tensor([[1.0, 3.0], [2.0, 4.0]]).t()
+    assert checkpoints.digest({"c": weights["c"], "b": weights["b"], "a": strided}) == digests[0]

@@ -1,0 +1,295 @@
+"""Training, test and pictures as a user runs them: the files are there, agree with each other, and say what is true."""
+
+import csv
+import json
+import math
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoints
+import config as configuration
+import evaluator
+from small import as_it_was, board, config, curves, main, same_end
+
+COLUMNS = "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
+CELLS = [(1, 1), (1, 3), (2, 1), (2, 3)]
+PARTS = ("address_accuracy", "bound", "kl_a", "kl_z")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was trained, tested and sampled from.  Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(folder, "--train", "--test", "--sample") == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+
+
+def bounds(folder: Path) -> dict[str, np.ndarray]:
+    """The bounds of every target, by cell."""
+    with np.load(folder / "table.npz", allow_pickle=False) as file:
+        return {name.rpartition("/")[0]: file[name] for name in file.files if name.endswith("/bound")}
+
+
+def refuse(*args: object, **named: object) -> evaluator.PerTarget:
+    raise AssertionError("a cell was computed")
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_was_promised_is_there(finished: Path) -> None:
+    files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    promised = {
+        "vma.pt", "vma.last.pt", "vma.yaml", "log.jsonl", "table.csv", "table.md", "table.npz", "table.png",
+        "table.yaml", *(f"samples/C{c}_M{m}.png" for c, m in CELLS),
+    }  # fmt: skip
+    assert promised <= files
+    others = {name for name in files - promised if not name.startswith(("tb/", "config/", "."))}
+    assert others <= {"vma.last-but-one.pt"}
+    assert not [name for name in files if name.endswith(".part")]
+
+
+def test_the_table_agrees_with_the_bounds_of_the_targets(finished: Path) -> None:
+    assert (finished / "table.csv").read_text().splitlines()[0] == COLUMNS
+    rows = table(finished)
+    assert [(int(row["max_batch_cls"]), int(row["timesteps"])) for row in rows] == CELLS
+    with np.load(finished / "table.npz", allow_pickle=False) as file:
+        for row, (c, m) in zip(rows, CELLS, strict=True):
+            values = {part: file[f"C={c} M={m}/{part}"] for part in PARTS}
+            assert all(value.shape == (12,) and value.dtype == np.float64 for value in values.values())
+            bound = values["bound"]
+            assert float(row["ELBO"]) == pytest.approx(-bound.mean(), abs=6e-5)
+            assert float(row["stderr"]) == pytest.approx(bound.std(ddof=1) / math.sqrt(12), abs=6e-5)
+            for part in ("kl_a", "kl_z", "address_accuracy"):
+                assert float(row[part]) == pytest.approx(values[part].mean(), abs=6e-5)
+            assert (row["targets"], row["importance_num"]) == ("12", "60")
+            assert np.isfinite(bound).all() and (bound < 0).all()
+
+
+def test_the_markdown_says_how_to_read_it(finished: Path) -> None:
+    text = (finished / "table.md").read_text()
+    assert "ELBO@60" in text and "lower is better" in text
+    for row in table(finished):
+        assert f"| {row['max_batch_cls']} | {row['timesteps']} | {float(row['ELBO']):.2f} |" in text
+
+
+def test_the_pictures_show_something(finished: Path) -> None:
+    pictures = [finished / "table.png", *(finished / "samples").iterdir()]
+    assert len(pictures) == 5
+    for path in pictures:
+        with Image.open(path) as image:
+            darkest, lightest = image.convert("L").getextrema()
+            assert min(image.size) > 100 and darkest < 50 and lightest == 255  # type: ignore[operator]
+
+
+def test_the_configuration_is_kept_with_the_results(finished: Path) -> None:
+    expected = config(finished)
+    for path in (finished / "vma.yaml", finished / "table.yaml"):
+        assert configuration.load(path) == expected
+    saved = torch.load(finished / "vma.pt", weights_only=True)
+    assert configuration.parse(saved["config"], "checkpoint") == expected
+
+
+def test_log_and_tensorboard_tell_the_same(finished: Path) -> None:
+    seen = {(tag, step): value for tag, curve in board(finished / "tb").items() for step, value in curve}
+    told = {(f"{part}/{name}", step): float.fromhex(value) for (part, step, name), value in curves(finished).items()}
+    assert {"train/bound", "train/loss", "train/kl_a", "train/kl_z", "train/reconstruction", "train/address_accuracy",
+            "train/lr", "train/gradient_norm", "validation/bound"} <= {tag for tag, _ in seen}  # fmt: skip
+    assert told.keys() <= seen.keys()
+    assert all(seen[key] == pytest.approx(value, rel=1e-6) for key, value in told.items())
+
+
+# --- the same again ---------------------------------------------------------------------------------------------------
+
+
+def test_a_second_test_computes_nothing_and_changes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("table.csv", "table.md", "table.npz")
+    assert main(run, "--test") == 0
+    before = {name: (run / name).read_bytes() for name in names}
+    monkeypatch.setattr(evaluator, "importance_bounds", refuse)
+    assert main(run, "--test") == 0
+    assert {name: (run / name).read_bytes() for name in names} == before
+
+
+def other_weights(folder: Path) -> None:
+    state = checkpoints.load(folder / "vma.pt")
+    name = next(iter(state["model"]))
+    state["model"][name].view(-1)[0] += 0.1
+    checkpoints.save(folder / "vma.pt", state)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [("test_spec.importance_num=50",), ("test_spec.targets=9",), ("test_spec.seed=1",), ("test_data.resample=maxpool",), ()],
+    ids=["K", "targets", "seed", "images", "weights"],
+)
+def test_finished_cells_are_computed_anew_when_their_origin_changes(run: Path, changes: tuple[str, ...]) -> None:
+    small = ("test_spec.test_params.max_batch_cls=[1]", "test_spec.test_params.timesteps=[3]")
+    if changes == ("test_data.resample=maxpool",):
+        images = tuple(f"{part}.resample=maxpool" for part in ("train_data", "val_data", "test_data"))
+        assert main(run, "--train", "--restart", "train_spec.steps=1", *images) == 0
+        before = {"C=1 M=3": bounds(run)["C=1 M=3"]}
+        assert main(run, "--test", *small, *images) == 0
+    else:
+        if not changes:
+            other_weights(run)
+        before = bounds(run)
+        assert main(run, "--test", *small, *changes) == 0
+    after = bounds(run)
+    assert not np.array_equal(after["C=1 M=3"], before["C=1 M=3"])
+    assert set(after) == {"C=1 M=3"}  # nothing of the other origin is left
+    assert len(table(run)) == 1
+
+
+def test_only_missing_cells_are_computed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    real = evaluator.evaluate_cell
+
+    def counted(*args: object) -> evaluator.PerTarget:
+        computed.append(1)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluator, "evaluate_cell", counted)
+    before = bounds(run)
+    assert main(run, "--test", "test_spec.test_params.timesteps=[0, 1, 3]") == 0
+    assert len(computed) == 2
+    after = bounds(run)
+    assert all(np.array_equal(after[cell], before[cell]) for cell in before)
+    assert [int(row["timesteps"]) for row in table(run)] == [0, 1, 3, 0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("test_data.batch_size=1",),
+        ("test_data.batch_size=5", "test_spec.chunk=50"),
+        ("test_data.batch_size=12", "test_spec.chunk=100"),
+        ("test_spec.test_params.timesteps=[3]",),
+        ("test_spec.test_params.max_batch_cls=[2]", "test_spec.test_params.timesteps=[3, 1]"),
+    ],
+)
+def test_the_table_does_not_depend_on_how_it_is_computed(run: Path, changes: tuple[str, ...]) -> None:
+    before = bounds(run)
+    for path in run.glob("table.*"):
+        path.unlink()
+    assert main(run, "--test", *changes) == 0
+    for cell, values in bounds(run).items():
+        np.testing.assert_allclose(values, before[cell], rtol=0, atol=1e-4)
+
+
+def test_the_table_does_not_depend_on_the_order_of_cells_or_a_second_start(run: Path) -> None:
+    before = bounds(run)
+    (run / "table.npz").unlink()
+    for m in (3, 1):
+        assert main(run, "--test", f"test_spec.test_params.timesteps=[{m}]") == 0
+    after = bounds(run)
+    assert all(np.array_equal(after[cell], before[cell]) for cell in before)
+
+
+def test_a_test_in_between_does_not_change_the_training(finished: Path, tmp_path: Path) -> None:
+    assert main(tmp_path, "--train", "--test", "--sample", "train_spec.steps=6") == 0
+    torch.rand(5)
+    assert main(tmp_path, "--train") == 0
+    assert same_end(tmp_path, finished)
+    # the first session ended with a validation and a row of its own, the rest is the same
+    assert curves(finished).items() <= curves(tmp_path).items()
+
+
+def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
+    assert main(tmp_path, "--train", "train_spec.seed=1") == 0
+    one, other = curves(finished), curves(tmp_path)
+    assert one.keys() == other.keys()
+    assert all(one[key] != other[key] for key in one if key[2] in ("loss", "bound"))
+
+
+# --- interrupted ------------------------------------------------------------------------------------------------------
+
+
+def signal_in_cell(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Sends SIGTERM in the middle of the `number`-th cell."""
+    real = evaluator.evaluate_cell
+    left = [number]
+
+    def interrupted(model: object, episodes: object, key: object, k: int, batch: int, chunk: int, advance: Callable[[int], object]) -> evaluator.PerTarget:  # fmt: skip
+        left[0] -= 1
+
+        def and_signal(n: int) -> None:
+            if not left[0]:
+                signal.raise_signal(signal.SIGTERM)
+
+        return real(model, episodes, key, k, batch, chunk, and_signal)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluator, "evaluate_cell", interrupted)
+
+
+def test_an_interrupted_test_goes_on_with_the_next_cell(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = bounds(run)
+    for path in run.glob("table.*"):
+        path.unlink()
+    with monkeypatch.context() as patch:
+        signal_in_cell(patch, 3)
+        assert main(run, "--test") == 143
+    assert "resume with" in capsys.readouterr().err
+    assert [(int(row["max_batch_cls"]), int(row["timesteps"])) for row in table(run)] == CELLS[:2]
+
+    computed: list[object] = []
+    real = evaluator.evaluate_cell
+    monkeypatch.setattr(evaluator, "evaluate_cell", lambda *args: (computed.append(args[2]), real(*args))[1])
+    assert main(run, "--test") == 0
+    assert computed == [("test", 0, "C=2 M=1"), ("test", 0, "C=2 M=3")]
+    after = bounds(run)
+    assert all(np.array_equal(after[cell], before[cell]) for cell in before)
+    assert [(int(row["max_batch_cls"]), int(row["timesteps"])) for row in table(run)] == CELLS
+
+
+# --- other ways -------------------------------------------------------------------------------------------------------
+
+
+def test_a_named_checkpoint_is_tested(run: Path) -> None:
+    before = bounds(run)
+    named = run / "elsewhere.pt"
+    (run / "vma.pt").rename(named)
+    for path in run.glob("table.*"):
+        path.unlink()
+    assert main(run, "--test", "--checkpoint", str(named)) == 0
+    after = bounds(run)
+    assert all(np.array_equal(after[cell], before[cell]) for cell in before)
+
+
+def test_results_beside_the_configuration_leave_it_as_it_is(tmp_path: Path) -> None:
+    """A person keeps vma.yaml, vma.pt and vma.csv in one folder; the file with the comments is theirs."""
+    import run as program
+    from small import text
+
+    own = tmp_path / "vma.yaml"
+    written = "# my experiment\n" + text(tmp_path).replace("table.csv", "vma.csv").replace("steps: 10", "steps: 1")
+    own.write_text(written)
+    with as_it_was():
+        program.main(["--config", str(own), "--train", "--test"])
+    assert own.read_text() == written
+
+
+def test_the_log_is_lines_of_json(finished: Path) -> None:
+    for line in (finished / "log.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert {"part", "step", "bound"} <= row.keys()

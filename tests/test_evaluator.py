@@ -1,0 +1,243 @@
+"""The bound of the test is that of all K weights at once, however it is cut; finished cells survive, damaged ones do not."""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from data.episodes import Episodes
+from errors import UserError
+from evaluator import DECODES_AT_ONCE, Ledger, importance_bounds, sizes_at_once, summary
+from models.objectives import log_mean_exp
+from models.vma.vma import VMA, address_accuracy, kl_a
+from randomness import TargetNoise
+
+Build = Callable[..., VMA]
+KEY = ("test", 0, "C=1 M=2")
+TARGETS = [7, 3, 11]
+
+
+def episodes(dtype: torch.dtype, m: int = 2) -> Episodes:
+    """Three targets with memories of their own."""
+    source = torch.Generator().manual_seed(0)
+    pictures = (torch.rand(3, 1 + m, 20, 20, generator=source) < 0.3).to(dtype)
+    classes = torch.tensor([[0, 0, 1], [1, 0, 1], [2, 0, 1]])[:, : 1 + m]
+    rows = torch.arange(3 * m).view(3, m)
+    index = torch.tensor(TARGETS).unsqueeze(1)
+    return Episodes(pictures[:, :1], pictures[:, 1:], classes[:, :1], classes[:, 1:], index, rows)
+
+
+def of(whole: Episodes, positions: list[int]) -> Episodes:
+    return Episodes(*(getattr(whole, field.name)[positions] for field in fields(whole)))
+
+
+@torch.no_grad()
+def at_once(model: VMA, batch: Episodes, k: int) -> dict[str, Tensor]:
+    """All K weights in one tensor, and the plain definition."""
+    m = model.remember(batch.memory)
+    r = model.recognise(batch.x, m)
+    noise = TargetNoise("cpu", *KEY, targets=batch.x_index.flatten().tolist(), first=0)
+    s = model.importance_samples(batch.x, m, r, noise, k)
+    parts = {
+        "bound": log_mean_exp(s.log_w),
+        "kl_a": kl_a(m, r),
+        "kl_z": s.kl_z.mean(0),
+        "address_accuracy": address_accuracy(r, batch),
+    }
+    return {name: value[:, 0].double() for name, value in parts.items()}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str)
+@pytest.mark.parametrize("k", [1, 30, 100, 120])  # below a block, blocks, blocks and a part of one
+def test_bound_is_that_of_all_weights_at_once(tiny_model: Build, dtype: torch.dtype, tolerance: float, k: int) -> None:
+    """In nats: 1e-10 in float64, 1e-4 in float32."""
+    model, batch = tiny_model(dtype=dtype), episodes(dtype)
+    expected = at_once(model, batch, k)
+    for chunk in (50, 100, 150):
+        assert_same(importance_bounds(model, batch, KEY, k, chunk), expected, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str)
+def test_a_target_does_not_depend_on_its_batch(tiny_model: Build, dtype: torch.dtype, tolerance: float) -> None:
+    model, batch = tiny_model(dtype=dtype), episodes(dtype)
+    whole = importance_bounds(model, batch, KEY, 70, 50)
+    for positions in ([0], [2, 1], [2, 0, 1]):
+        found = importance_bounds(model, of(batch, positions), KEY, 70, 50)
+        assert_same(found, {name: value[positions] for name, value in whole.items()}, tolerance)
+
+
+def test_another_key_draws_other_samples(tiny_model: Build) -> None:
+    model, batch = tiny_model(), episodes(torch.float64)
+    one, other = (importance_bounds(model, batch, ("test", seed), 60, 50) for seed in (0, 1))
+    assert not (one["bound"] == other["bound"]).any()
+    assert torch.equal(one["kl_a"], other["kl_a"])
+
+
+def test_one_dominating_weight_in_any_chunk(tiny_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folding chunks keeps the largest weight wherever it stands, be it thousands of nats above the others."""
+    model, batch = tiny_model(), episodes(torch.float64)
+    plain, count = model.importance_samples, 0
+
+    def spiked(*arguments: object) -> object:
+        nonlocal count
+        count += 1
+        s = plain(*arguments)  # type: ignore[arg-type]
+        if count == spike:
+            s.log_p_x[3] += 5000
+        return s
+
+    monkeypatch.setattr(model, "importance_samples", spiked)
+    for spike in (1, 2, 3):
+        count = 0
+        found = importance_bounds(model, batch, KEY, 130, 50)["bound"]
+        assert found.isfinite().all()
+        assert (found > 2000).all()
+
+
+def test_empty_memory(tiny_model: Build) -> None:
+    model, batch = tiny_model(), episodes(torch.float64, m=0)
+    found = importance_bounds(model, batch, KEY, 60, 50)
+    assert_same(found, at_once(model, batch, 60), 1e-10)
+    assert not found["address_accuracy"].any()
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["cpu", "cuda"]), st.integers(1, 3000), st.none() | st.integers(1, 400).map(lambda n: 50 * n))
+def test_sizes_fit_the_budget(device: str, batch: int, chunk: int | None) -> None:
+    targets, samples = sizes_at_once(torch.device(device), batch, chunk)
+    assert 1 <= targets <= batch
+    assert samples % TargetNoise.BLOCK == 0 and samples > 0
+    assert targets * samples <= max(DECODES_AT_ONCE[device], samples)
+    assert chunk in (None, samples)
+    if chunk is None:
+        assert targets * (samples + TargetNoise.BLOCK) > DECODES_AT_ONCE[device]  # and use it
+
+
+@pytest.mark.parametrize(("chunk", "said"), [(70, "use 50 or 100"), (20, "use 50"), (1, "use 50"), (149, "100 or 150")])
+def test_chunks_that_cut_a_block_are_refused(chunk: int, said: str) -> None:
+    with pytest.raises(UserError, match=rf"test_spec\.chunk: {chunk} is not a multiple of 50; .*{said}$"):
+        sizes_at_once(torch.device("cpu"), 64, chunk)
+
+
+# --- finished cells ---------------------------------------------------------------------------------------------------
+
+
+def values(seed: int, n: int = 5) -> dict[str, np.ndarray]:
+    numbers = np.random.default_rng(seed)
+    return {name: numbers.normal(size=n) for name in ("bound", "kl_a", "kl_z", "address_accuracy")}
+
+
+def same(a: dict[str, np.ndarray] | None, b: dict[str, np.ndarray]) -> bool:
+    return a is not None and a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in b)
+
+
+def test_a_cell_is_kept_only_for_its_own_key(tmp_path: Path) -> None:
+    table = tmp_path / "deep" / "table.csv"
+    ledger = Ledger(table, "weights 1")
+    assert ledger.get("C=1 M=1") is None
+    ledger.put("C=1 M=1", values(1))
+    ledger.put("C=1 M=10", values(2))
+    assert same(ledger.get("C=1 M=1"), values(1))
+
+    again = Ledger(table, "weights 1")
+    assert same(again.get("C=1 M=1"), values(1)) and same(again.get("C=1 M=10"), values(2))
+    assert again.get("C=1 M=2") is None
+
+    other = Ledger(table, "weights 2")
+    assert other.get("C=1 M=1") is None
+    other.put("C=2 M=1", values(3))
+    assert same(Ledger(table, "weights 2").get("C=2 M=1"), values(3))
+    assert Ledger(table, "weights 1").get("C=1 M=1") is None  # the table holds one kind of numbers
+    assert [path.name for path in table.parent.iterdir()] == ["table.npz"]
+
+
+def test_a_cell_computed_again_replaces_the_old_one(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "table.csv", "key")
+    ledger.put("C=1 M=1", values(1))
+    ledger.put("C=1 M=1", values(2, n=7))
+    assert same(Ledger(tmp_path / "table.csv", "key").get("C=1 M=1"), values(2, n=7))
+
+
+def cut_short(content: bytes) -> list[bytes]:
+    return [content[:length] for length in range(0, len(content), 7)]
+
+
+def flipped(content: bytes) -> list[bytes]:
+    """One bit somewhere; every place in turn."""
+    places = range(0, len(content), 3)
+    return [content[:i] + bytes([content[i] ^ 1 << i % 8]) + content[i + 1 :] for i in places]
+
+
+@pytest.mark.parametrize("damage", [cut_short, flipped])
+def test_a_damaged_file_holds_nothing_or_the_truth(tmp_path: Path, damage: Callable[[bytes], list[bytes]]) -> None:
+    table = tmp_path / "table.csv"
+    Ledger(table, "key").put("C=1 M=1", values(1, n=3))
+    path = tmp_path / "table.npz"
+    for content in damage(path.read_bytes()):
+        path.write_bytes(content)
+        found = Ledger(table, "key").get("C=1 M=1")
+        assert found is None or all(np.array_equal(value, values(1, n=3).get(name)) for name, value in found.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip archive", b"\x93NUMPY", b"PK\x03\x04"], ids=repr)
+def test_a_file_of_another_kind_is_written_over(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "table.npz").write_bytes(content)
+    ledger = Ledger(tmp_path / "table.csv", "key")
+    ledger.put("C=1 M=1", values(1))
+    assert same(Ledger(tmp_path / "table.csv", "key").get("C=1 M=1"), values(1))
+
+
+def test_objects_are_not_unpickled(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+
+    class Touch:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (str(canary),)
+
+    with (tmp_path / "table.npz").open("wb") as file:
+        np.savez(file, **{"C=1 M=1/key": np.array("key"), "C=1 M=1/bound": np.array([Touch()], dtype=object)})
+    assert Ledger(tmp_path / "table.csv", "key").get("C=1 M=1") is None
+    assert not canary.exists()
+
+
+# --- the row ----------------------------------------------------------------------------------------------------------
+
+
+def test_summary_is_mean_and_standard_error() -> None:
+    parts = {name: np.array([1.0, 2.0, 6.0]) * scale for name, scale in [("kl_a", 1), ("kl_z", 2)]}
+    row = summary(2, 5, {"bound": np.array([-70.0, -80.0, -75.0]), "address_accuracy": np.ones(3) / 2, **parts}, 1000)
+    assert row == {
+        "max_batch_cls": 2,
+        "timesteps": 5,
+        "ELBO": 75.0,
+        "stderr": pytest.approx(math.sqrt((25 + 25) / 2 / 3)),
+        "kl_a": 3.0,
+        "kl_z": 6.0,
+        "address_accuracy": 0.5,
+        "targets": 3,
+        "importance_num": 1000,
+    }
+    assert list(row) == (
+        "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num".split(",")
+    )
+
+
+def test_one_target_has_no_standard_error() -> None:
+    row = summary(1, 1, {name: np.array([1.0]) for name in ("bound", "kl_a", "kl_z", "address_accuracy")}, 2)
+    assert math.isnan(row["stderr"])

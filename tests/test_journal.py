@@ -1,0 +1,165 @@
+"""The journal: what is written, what a resumed run takes back, and that trouble with it never ends a training."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from journal import Journal
+from small import board, board_pictures, count_seconds
+
+
+def lines(path: Path) -> list[tuple[str, int, float]]:
+    return [(row["part"], row["step"], row["bound"]) for row in map(json.loads, path.read_text().splitlines())]
+
+
+def write(journal: Journal, steps: range, sign: float = 1) -> None:
+    for step in steps:
+        journal.scalars("train", step, {"bound": sign * step, "lr": 0.1})
+        if step % 4 == 0:
+            journal.scalars("validation", step, {"bound": sign * step / 2})
+            journal.picture("train/grid", step, np.full((4, 6), step, np.uint8))
+
+
+def test_what_is_told_is_written(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "new" / "log.jsonl", tmp_path / "tb", 0)
+    write(journal, range(1, 6))
+    journal.picture("colour", 1, np.zeros((4, 6, 3), np.uint8))
+    journal.close()
+    assert lines(tmp_path / "new" / "log.jsonl") == [
+        ("train", 1, 1), ("train", 2, 2), ("train", 3, 3), ("train", 4, 4), ("validation", 4, 2), ("train", 5, 5)
+    ]  # fmt: skip
+    curves = board(tmp_path / "tb")
+    assert curves["train/bound"] == [(n, n) for n in range(1, 6)]
+    assert [step for step, _ in curves["train/lr"]] == [1, 2, 3, 4, 5]
+    assert curves["validation/bound"] == [(4, 2.0)]
+    assert board_pictures(tmp_path / "tb") == {"train/grid": [4], "colour": [1]}
+
+
+def test_rows_are_there_at_once(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "log.jsonl", None, 0)
+    write(journal, range(1, 3))
+    assert len(lines(tmp_path / "log.jsonl")) == 2
+    journal.close()
+
+
+@pytest.mark.parametrize("start", [1, 4, 5, 9])
+def test_a_resumed_run_takes_back_what_lies_beyond_its_start(
+    tmp_path: Path, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_seconds(monkeypatch)
+    log, tb = tmp_path / "log.jsonl", tmp_path / "tb"
+    write(Journal(log, tb, 0), range(1, 10))  # never closed: killed
+    second = Journal(log, tb, start)
+    write(second, range(start + 1, 13), sign=-1)
+    second.close()
+    sign = {step: 1 if step <= start else -1 for step in range(13)}
+    train = [("train", step, sign[step] * step) for step in range(1, 13)]
+    validation = [("validation", step, sign[step] * step / 2) for step in (4, 8, 12)]
+    assert sorted(lines(log)) == sorted(train + validation)
+    curves = board(tb)
+    assert curves["train/bound"] == [(step, bound) for _, step, bound in train]
+    assert curves["validation/bound"] == [(step, bound) for _, step, bound in validation]
+    assert board_pictures(tb) == {"train/grid": [4, 8, 12]}
+
+
+def test_a_run_from_the_beginning_replaces_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count_seconds(monkeypatch)
+    for sign in (1, -1):
+        journal = Journal(tmp_path / "log.jsonl", tmp_path / "tb", 0)
+        write(journal, range(0, 4), sign)
+        journal.close()
+    assert [bound for part, _, bound in lines(tmp_path / "log.jsonl") if part == "train"] == [0, -1, -2, -3]
+    assert board(tmp_path / "tb")["train/bound"] == [(0, 0), (1, -1), (2, -2), (3, -3)]
+
+
+def test_a_row_that_was_cut_off_is_taken_back(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    good = '{"part": "train", "step": 1, "bound": 1.0}\n'
+    log.write_text(good + '{"part": "train", "st')
+    Journal(log, None, 5).close()
+    assert log.read_text() == good
+
+
+# --- trouble ----------------------------------------------------------------------------------------------------------
+
+
+def folder_in_the_way(path: Path) -> None:
+    path.mkdir(parents=True)
+
+
+def file_in_the_way(path: Path) -> None:
+    path.parent.write_text("")
+
+
+def not_text(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\xff\xfe\x00rubbish\n")
+
+
+@pytest.mark.parametrize("trouble", [folder_in_the_way, file_in_the_way, not_text])
+def test_trouble_with_the_log_is_one_warning_and_tensorboard_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: Callable[[Path], None]
+) -> None:
+    log = tmp_path / "logs" / "log.jsonl"
+    trouble(log)
+    with caplog.at_level(logging.WARNING):
+        journal = Journal(log, tmp_path / "tb", 1)
+        write(journal, range(2, 10))
+        journal.close()
+    assert len(caplog.records) == 1
+    assert "cannot be written" in caplog.text
+    assert [step for step, _ in board(tmp_path / "tb")["train/bound"]] == list(range(2, 10))
+
+
+def test_trouble_with_tensorboard_is_one_warning_and_the_log_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tb").write_text("a file, not a folder")
+    with caplog.at_level(logging.WARNING):
+        journal = Journal(tmp_path / "log.jsonl", tmp_path / "tb", 0)
+        write(journal, range(1, 10))
+        journal.close()
+    assert len(caplog.records) == 1
+    assert [step for part, step, _ in lines(tmp_path / "log.jsonl") if part == "train"] == list(range(1, 10))
+
+
+def test_the_log_goes_on_where_tensorboard_cannot_be_imported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with caplog.at_level(logging.WARNING):
+        journal = Journal(tmp_path / "log.jsonl", tmp_path / "tb", 0)
+        write(journal, range(1, 3))
+        journal.close()
+    assert len(caplog.records) == 1
+    assert len(lines(tmp_path / "log.jsonl")) == 2
+
+
+def test_without_places_nothing_is_written(tmp_path: Path) -> None:
+    journal = Journal(None, None, 0)
+    write(journal, range(5))
+    journal.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_a_device_stays_one(tmp_path: Path) -> None:
+    """Somebody who wants no log names /dev/null, which a run as root must not turn into a file."""
+    import os
+    import stat
+
+    place = tmp_path / "pipe"
+    os.mkfifo(place)
+    reader = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        journal = Journal(place, None, 0)
+        write(journal, range(1, 3))
+        journal.close()
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(place.stat().st_mode)

@@ -1,0 +1,125 @@
+"""Numbers are a function of their address: not of batch, chunk, order, process or of what was drawn before."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from randomness import Slice, StepNoise, TargetNoise, generator, seed_of
+
+PART = st.one_of(st.integers(), st.text(max_size=3))
+
+
+def test_seed_is_the_same_in_every_process_and_version() -> None:
+    assert seed_of("noise", 0, 17) == 2488220415967349250
+    assert seed_of() != seed_of(0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(PART, max_size=4).map(tuple), min_size=2, max_size=8, unique=True))
+def test_different_keys_have_different_seeds(keys: list[tuple[int | str, ...]]) -> None:
+    seeds = {seed_of(*key) for key in keys}
+    assert len(seeds) == len(keys)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_parts_of_a_key_do_not_run_together() -> None:
+    keys: list[tuple[int | str, ...]] = [
+        ("a", 1, 23),
+        ("a", 12, 3),
+        ("a", 123),
+        ("a", "1", 23),
+        ("a1", 23),
+        ("a, 1", 23),
+    ]
+    assert len({seed_of(*key) for key in keys}) == len(keys)
+
+
+def test_generator_stands_at_the_beginning_of_its_stream() -> None:
+    torch.rand(3)
+    first, again, other = (torch.rand(5, generator=generator("cpu", *key)) for key in (("a", 1), ("a", 1), ("a", 2)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def draws(noise: StepNoise, groups: int) -> list[Tensor]:
+    """What a step draws: addresses, latents, and both again."""
+    return [
+        noise.uniform(3, groups, 2),
+        noise.normal(3, groups, 2, 4),
+        noise.uniform(2, groups),
+        noise.normal(2, groups),
+    ]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_take_slices_of_the_same_numbers(world: int) -> None:
+    whole = draws(StepNoise("cpu", "key", 5), 2 * world)
+    parts = [draws(StepNoise("cpu", "key", 5, part=Slice(rank, world)), 2) for rank in range(world)]
+    for drawn, *of_ranks in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat(of_ranks, 1), drawn)
+
+
+def test_successive_steps_and_calls_are_fresh() -> None:
+    noise = StepNoise("cpu", "key", 5)
+    numbers = [noise.normal(2, 3), noise.normal(2, 3), StepNoise("cpu", "key", 6).normal(2, 3)]
+    assert len({tuple(n.flatten().tolist()) for n in numbers}) == 3
+
+
+def target_noise(targets: list[int], first: int = 0, key: str = "cell") -> TargetNoise:
+    return TargetNoise("cpu", "test", key, targets=targets, first=first)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+@pytest.mark.parametrize("rest", [(), (3,)])
+def test_a_targets_noise_does_not_depend_on_batch_order_or_chunk(kind: str, rest: tuple[int, ...]) -> None:
+    def drawn(targets: list[int], first: int, k: int) -> Tensor:
+        return getattr(target_noise(targets, first), kind)(k, len(targets), 1, *rest)
+
+    whole = drawn([7, 3, 11], 0, 200)
+    assert whole.shape == (200, 3, 1, *rest)
+    assert torch.equal(drawn([11, 7], 0, 200), whole[:, [2, 0]])
+    for chunk in (50, 100, 150):
+        parts = [drawn([7, 3, 11], first, min(chunk, 200 - first)) for first in range(0, 200, chunk)]
+        assert torch.equal(torch.cat(parts), whole)
+    for k in (1, 30, 70):
+        assert torch.equal(drawn([7, 3, 11], 0, k), whole[:k])
+
+
+def test_targets_cells_blocks_and_kinds_have_numbers_of_their_own() -> None:
+    a, b = target_noise([1, 2]), target_noise([1, 2], key="other cell")
+    normals = torch.cat([a.normal(100, 2, 1).flatten(), b.normal(100, 2, 1).flatten()])
+    uniforms = a.uniform(100, 2, 1).flatten()
+    assert len(normals.unique()) == len(normals)
+    assert len(uniforms.unique()) == len(uniforms)
+    gaussian = uniforms.double().clamp(1e-9, 1 - 1e-9).mul(2).sub(1).erfinv()
+    correlation = torch.corrcoef(torch.stack([gaussian, normals[:200].double()]))[0, 1].item()
+    assert abs(correlation) < 4 / math.sqrt(200)  # four standard errors
+
+
+def test_a_start_inside_a_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="first sample 70 is not a multiple of 50"):
+        target_noise([1], first=70)
+
+
+@pytest.mark.parametrize("source", ["step", "target"])
+def test_moments(source: str) -> None:
+    """Within four standard errors."""
+    shape = (500, 20, 1, 4)
+    noise = StepNoise("cpu", "moments") if source == "step" else target_noise(list(range(20)))
+    u, e = noise.uniform(*shape).double(), noise.normal(*shape).double()
+    assert 0 <= u.min() and u.max() < 1
+    for values, expected, variance in [
+        (u, 1 / 2, 1 / 12),
+        (u**2, 1 / 3, 4 / 45),
+        (e, 0, 1),
+        (e**2, 1, 2),
+        (e**4, 3, 96),
+        (u * e, 0, 1 / 3),
+        (e[:, 1:] * e[:, :-1], 0, 1),
+        (e[1:] * e[:-1], 0, 1),
+    ]:
+        assert abs(values.mean().item() - expected) < 4 * math.sqrt(variance / values.numel())

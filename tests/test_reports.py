@@ -1,0 +1,134 @@
+"""Reports: the numbers are right, and published ones stand only beside what they can be compared with."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+
+import config as configuration
+import reports
+from config import Config
+from small import ROOT, config
+
+PUBLISHED = {  # (C, M) -> published code, paper
+    (1, 1): (85.2, 86.5), (1, 2): (79.8, 83.0), (1, 3): (77.5, 79.6), (1, 4): (76.2, 79.0), (1, 5): (75.3, 76.5),
+    (1, 10): (73.2, 76.2), (1, 19): (71.8, 73.9),
+    (2, 1): (85.2, 87.5), (2, 2): (82.7, 83.3), (2, 3): (80.1, 80.9), (2, 4): (78.5, 79.3), (2, 5): (77.5, 79.1),
+    (2, 10): (75.2, 77.0), (2, 19): (73.5, 75.0),
+}  # fmt: skip
+
+
+def row(c: int, m: int, k: int = 1000) -> dict[str, float | int]:
+    return {
+        "max_batch_cls": c, "timesteps": m, "ELBO": 80 + c - m / 7, "stderr": 0.123456, "kl_a": 0.5, "kl_z": 12.34567,
+        "address_accuracy": 0.98765, "targets": 300, "importance_num": k,
+    }  # fmt: skip
+
+
+def published(*overrides: str) -> Config:
+    return configuration.load(ROOT / "configs" / "vma.yaml", overrides)
+
+
+def table(markdown: str) -> list[dict[str, str]]:
+    """The rows of a Markdown table by the names in its header."""
+    lines = [line.strip().strip("|").split("|") for line in markdown.splitlines() if line.startswith("|")]
+    header, ruler, *body = [[cell.strip() for cell in line] for line in lines]
+    assert set(ruler) == {"---"}
+    return [dict(zip(header, cells, strict=True)) for cells in body]
+
+
+def test_the_csv_has_these_columns_and_numbers(tmp_path: Path) -> None:
+    rows = [row(1, 1), row(2, 19)]
+    reports.write_table(tmp_path / "new" / "table.csv", rows, published())
+    text = (tmp_path / "new" / "table.csv").read_text()
+    assert text.splitlines()[0] == (
+        "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
+    )
+    for read, given in zip(csv.DictReader(text.splitlines()), rows, strict=True):
+        assert {name: float(value) for name, value in read.items()} == pytest.approx(given, abs=5e-5)
+    assert (tmp_path / "new" / "table.md").read_text() == reports.markdown(rows, published())
+    assert (tmp_path / "new" / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_published_numbers_stand_beside_their_cells() -> None:
+    cells = [*PUBLISHED, (1, 6), (3, 1), (1, 0)]
+    found = table(reports.markdown([row(c, m) for c, m in cells], published()))
+    for (c, m), line in zip(cells, found, strict=True):
+        code, paper = PUBLISHED.get((c, m), ("", ""))
+        assert (line["C"], line["M"]) == (str(c), str(m))
+        assert line["ELBO@1000"] == f"{80 + c - m / 7:.2f}"
+        assert (line["published code"], line["paper"]) == (str(code), str(paper))
+
+
+OTHER_PROTOCOLS = [
+    ["test_spec.importance_num=500"],
+    ["model.likelihood=normal"],
+    [f"{part}.resize=28" for part in ("train_data", "val_data", "test_data")],
+    [f"{part}.resample=maxpool" for part in ("train_data", "val_data", "test_data")],
+    [f"{part}.split=45-5" for part in ("train_data", "val_data", "test_data")],
+]
+
+
+@pytest.mark.parametrize("overrides", OTHER_PROTOCOLS, ids=lambda overrides: overrides[-1])
+def test_published_numbers_do_not_stand_beside_another_protocol(overrides: list[str]) -> None:
+    other = published(*overrides)
+    text = reports.markdown([row(1, 1, other.test_spec.importance_num)], other)
+    assert "85.2" not in text and "86.5" not in text and "paper" not in text.lower()
+
+
+def test_published_numbers_do_not_stand_beside_glyphs(tmp_path: Path) -> None:
+    text = reports.markdown([row(1, 1)], config(tmp_path, "test_spec.importance_num=1000"))
+    assert "paper" not in text.lower()
+    assert "glyphs" in text
+
+
+def test_the_table_says_what_it_shows(tmp_path: Path) -> None:
+    text = reports.markdown([row(1, 1, 60)], config(tmp_path))
+    assert "ELBO@60" in text and "lower is better" in text and "nats per image" in text
+    for said in ("glyphs", "official split", "20 x 20", "nearest-exact"):
+        assert said in text
+    line = table(text)[0]
+    assert line == {
+        "C": "1", "M": "1", "ELBO@60": "80.86", "± s.e.": "0.12", "KL(a)": "0.50", "KL(z)": "12.35",
+        "address accuracy": "0.988", "targets": "300",
+    }  # fmt: skip
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, float | int]], of: Config) -> Any:
+    """The axis of the plot."""
+    figures: list[Any] = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    assert reports.plot(rows, of).startswith(b"\x89PNG")
+    monkeypatch.undo()
+    (axis,) = figures[0].axes
+    plt.close(figures[0])
+    return axis
+
+
+def test_the_plot_has_one_line_for_each_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(c, m) for c in (2, 1) for m in (5, 1, 3)]
+    axis = drawn(monkeypatch, rows, config(tmp_path))
+    labels = [container.get_label() for container in axis.containers]
+    assert labels == ["C = 2, this model", "C = 1, this model"]
+    for c, container in zip((2, 1), axis.containers, strict=True):
+        line = container.lines[0]
+        assert list(line.get_xdata()) == [1, 3, 5]  # in order of size, whatever the order of the rows
+        assert list(line.get_ydata()) == pytest.approx([80 + c - m / 7 for m in (1, 3, 5)])
+    assert "lower is better" in axis.get_ylabel()
+
+
+def test_the_plot_shows_published_lines_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(c, m) for c in (1, 2, 3) for m in (1, 19)]
+    axis = drawn(monkeypatch, rows, published())
+    lines = {line.get_label(): list(line.get_ydata()) for line in axis.lines if "published" in str(line.get_label())}
+    assert lines == {
+        f"C = {c}, published code": [code for (cell, _), (code, _) in PUBLISHED.items() if cell == c] for c in (1, 2)
+    }
+
+
+def test_a_single_target_and_an_empty_memory_can_be_reported(tmp_path: Path) -> None:
+    rows = [{**row(1, 0), "stderr": float("nan"), "targets": 1}]
+    reports.write_table(tmp_path / "table.csv", rows, config(tmp_path))
+    assert (tmp_path / "table.png").stat().st_size > 1000

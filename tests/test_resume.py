@@ -1,0 +1,274 @@
+"""A run that was stopped and resumed is the run that was not: same losses, digit for digit, and same weights."""
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import checkpoints
+from data.episodes import EpisodeLoader, Episodes
+from small import board, count_seconds, curves, logged, main, rows, same_end, same_weights
+
+PLAIN: tuple[str, ...] = ()
+EVERYTHING = (
+    "train_spec.ema_decay=0.9",
+    "train_spec.warmup=3",
+    "train_spec.scheduler={kind: StepLR, step_size: 2, gamma: 0.7}",
+    "train_spec.grad_clip=50",
+    "train_spec.optimizer=AdamW",
+    "train_spec.weight_decay=0.1",
+    "train_spec.objective=marginal",
+    "train_spec.save_every=3",
+)
+NO_VALIDATION = ("train_data.held_out_classes=0", "train_spec.scheduler={kind: OneCycleLR, max_lr: 1e-2, total_steps: 10}")
+VARIANTS = {"plain": PLAIN, "everything": EVERYTHING, "no validation": NO_VALIDATION}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of the uninterrupted run of a variant."""
+    folders: dict[str, Path] = {}
+
+    def run(variant: str) -> Path:
+        if variant not in folders:
+            folders[variant] = tmp_path_factory.mktemp("whole")
+            assert main(folders[variant], "--train", *VARIANTS[variant]) == 0
+        return folders[variant]
+
+    return run
+
+
+class SignalAt:
+    """Sends this process a signal when the `nth` batch with this address is drawn, and then no more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, split: str, step: int, nth: int, number: int) -> None:
+        self.left, self.original = nth + 1, EpisodeLoader.at
+
+        def at(loader: EpisodeLoader, asked: int) -> Episodes:
+            if (loader._split, asked) == (split, step):
+                self.left -= 1
+                if not self.left:
+                    signal.raise_signal(number)
+            return self.original(loader, asked)
+
+        monkeypatch.setattr(EpisodeLoader, "at", at)
+
+
+def stopped(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    variant: str,
+    at: tuple[str, int, int],
+    number: int = signal.SIGTERM,
+) -> None:
+    """A session that a signal ends."""
+    with monkeypatch.context() as patch:
+        sent = SignalAt(patch, *at, number)
+        assert main(folder, "--train", *VARIANTS[variant]) == 128 + number
+        assert sent.left <= 0
+
+
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# Batches by split, step and how many of this address came before.  The pictures draw batch 0 of both splits, too.
+POINTS = {
+    "in the first validation": ("validation", 0, 0),
+    "at the end of the first validation": ("validation", 1, 0),
+    "in the first step": ("train", 0, 1),
+    "in the middle of an epoch": ("train", 5, 0),
+    "in the last step before a validation": ("train", 7, 0),
+    "in a later validation": ("validation", 0, 2),
+    "at the end of a later validation": ("validation", 1, 1),
+    "in the last step": ("train", 9, 0),
+}
+
+
+QUICK = ("at the end of the first validation", "in the middle of an epoch", "in a later validation", "in the last step")
+
+
+@pytest.mark.parametrize("point", [point if point in QUICK else slow(point) for point in POINTS])
+def test_a_run_stopped_and_resumed_is_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path], point: str
+) -> None:
+    stopped(monkeypatch, tmp_path, "plain", POINTS[point])
+    assert main(tmp_path, "--train") == 0
+    assert curves(tmp_path) == curves(whole("plain"))
+    assert same_end(tmp_path, whole("plain"))
+
+
+@pytest.mark.parametrize("variant", ["everything", "no validation"])
+@pytest.mark.parametrize("step", [slow(1), 5, slow(8)])
+def test_all_that_a_run_consists_of_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path], variant: str, step: int
+) -> None:
+    stopped(monkeypatch, tmp_path, variant, ("train", step, 0), signal.SIGINT)
+    assert main(tmp_path, "--train", *VARIANTS[variant]) == 0
+    assert curves(tmp_path) == curves(whole(variant))
+    assert same_end(tmp_path, whole(variant))
+
+
+def test_a_run_may_be_stopped_many_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
+) -> None:
+    count_seconds(monkeypatch)
+    for step in (1, 2, 5, 8):
+        stopped(monkeypatch, tmp_path, "plain", ("train", step, 0))
+    assert main(tmp_path, "--train") == 0
+    assert curves(tmp_path) == curves(whole("plain"))
+    assert same_end(tmp_path, whole("plain"))
+    seen, expected = board(tmp_path / "tb"), board(whole("plain") / "tb")
+    assert seen.keys() == expected.keys()
+    for tag in expected:
+        assert [step for step, _ in seen[tag]] == [step for step, _ in expected[tag]], tag
+        if not tag.endswith(("seconds", "targets_per_s")):
+            assert seen[tag] == expected[tag]
+
+
+def test_a_second_signal_leaves_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
+) -> None:
+    count_seconds(monkeypatch)
+    with monkeypatch.context() as patch:
+        SignalAt(patch, "train", 6, 0, signal.SIGINT)
+        SignalAt(patch, "train", 6, 0, signal.SIGINT)
+        assert main(tmp_path, "--train") == 130
+    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 4
+    assert logged(tmp_path, 6)()
+    assert main(tmp_path, "--train") == 0
+    assert curves(tmp_path) == curves(whole("plain"))
+    assert same_end(tmp_path, whole("plain"))
+    assert [step for step, _ in board(tmp_path / "tb")["train/loss"]] == list(range(1, 11))
+
+
+def test_rows_of_several_steps_are_the_same_after_a_stop_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(tmp_path / "whole", "--train", "train_spec.log_every=4") == 0
+    with monkeypatch.context() as patch:
+        SignalAt(patch, "train", 5, 0, signal.SIGTERM)
+        assert main(tmp_path / "part", "--train", "train_spec.log_every=4") == 143
+    assert main(tmp_path / "part", "--train", "train_spec.log_every=4") == 0
+    assert curves(tmp_path / "part") == curves(tmp_path / "whole")
+
+
+def test_a_stop_between_training_and_test_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes while the last state is written, when no step follows that could notice it."""
+    real = checkpoints.save
+
+    def save(path: Path, state: dict[str, object]) -> None:
+        real(path, state)
+        if checkpoints.load(path)["progress"]["step"] == 10 and path.name == "vma.last.pt":
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    assert main(tmp_path, "--train", "--test") == 143
+    assert not (tmp_path / "table.csv").exists()
+
+
+# --- what may change --------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_define_the_run_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
+) -> None:
+    stopped(monkeypatch, tmp_path, "plain", ("train", 5, 0))
+    other = tmp_path / "other.jsonl"
+    changes = (
+        "train_spec.val_every=5", "train_spec.save_every=2", "train_spec.log_every=2", "train_data.iter=3",
+        f'train_spec.log_file="{other}"', "train_spec.gpus=auto", "test_spec.importance_num=70",
+        "test_spec.targets=5", "test_data.batch_size=3", "test_spec.seed=8",
+    )  # fmt: skip
+    assert main(tmp_path, "--train", "--device", "cpu", "--logdir", str(tmp_path / "elsewhere"), *changes) == 0
+    assert same_weights(tmp_path / "vma.last.pt", whole("plain") / "vma.last.pt")
+    assert other.exists() and (tmp_path / "elsewhere").exists()
+
+
+def test_a_finished_run_may_be_prolonged(tmp_path: Path, whole: Callable[[str], Path]) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=6") == 0
+    assert main(tmp_path, "--train", "train_spec.steps=10") == 0
+    assert same_end(tmp_path, whole("plain"))
+    assert curves(whole("plain")).items() <= curves(tmp_path).items()
+
+
+def test_a_moved_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]) -> None:
+    stopped(monkeypatch, tmp_path / "here", "plain", ("train", 5, 0))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert main(tmp_path / "there", "--train") == 0
+    assert curves(tmp_path / "there") == curves(whole("plain"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("train_spec.lr=2e-2",),
+        ("train_spec.seed=1", "model.latent_dim=5", "train_data.batch_size=16"),
+        ("train_spec.objective=marginal", "train_spec.ema_decay=0.5"),
+        ("train_spec.scheduler={kind: StepLR, step_size: 2}",),
+        ("train_spec.val_targets=8", "val_data.timesteps=2"),
+    ],
+)
+def test_what_defines_the_run_must_not_change(
+    tmp_path: Path,
+    whole: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    changes: tuple[str, ...],
+) -> None:
+    for name in ("vma.pt", "vma.last.pt", "log.jsonl"):
+        shutil.copy(whole("plain") / name, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert main(tmp_path, "--train", *changes) == 2
+    said = capsys.readouterr().err
+    for change in changes:
+        assert f"\n  {change.partition('=')[0]}" in said
+    listed = [line.strip().partition(":")[0] for line in said.splitlines()[1:]]
+    assert all(any(key.startswith(change.partition("=")[0]) for change in changes) for key in listed)
+    assert "--restart" in said and str(tmp_path / "vma.last.pt") in said
+    for name, content in before.items():
+        assert (tmp_path / name).read_bytes() == content
+
+
+def test_another_scheduler_argument_is_a_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = "train_spec.scheduler={kind: StepLR, step_size: %d}"
+    assert main(tmp_path, "--train", "train_spec.steps=1", given % 2) == 0
+    assert main(tmp_path, "--train", "train_spec.steps=1", given % 3) == 2
+    assert "train_spec.scheduler.step_size: 2 in the checkpoint, 3 now" in capsys.readouterr().err
+
+
+# --- anew -------------------------------------------------------------------------------------------------------------
+
+
+def test_restart_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    count_seconds(monkeypatch)
+    assert main(tmp_path, "--train", "train_spec.lr=1e-4") == 0
+    assert main(tmp_path, "--train", "--restart") == 0
+    assert "resuming" not in capsys.readouterr().out
+    assert curves(tmp_path) == curves(whole("plain"))
+    assert same_end(tmp_path, whole("plain"))
+    assert [step for step, _ in board(tmp_path / "tb")["train/loss"]] == list(range(1, 11))
+
+
+def test_a_restarted_run_that_died_does_not_become_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
+) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=8") == 0
+    with monkeypatch.context() as patch:
+        SignalAt(patch, "train", 2, 0, signal.SIGINT)
+        SignalAt(patch, "train", 2, 0, signal.SIGINT)  # at once, so nothing is saved
+        assert main(tmp_path, "--train", "--restart") == 130
+    assert main(tmp_path, "--train") == 0
+    assert sorted(row["step"] for row in rows(tmp_path, "train")) == list(range(1, 11))
+    assert curves(tmp_path) == curves(whole("plain"))
+
+
+def test_training_a_finished_run_changes_nothing(tmp_path: Path, whole: Callable[[str], Path]) -> None:
+    shutil.copytree(whole("plain"), tmp_path, dirs_exist_ok=True)
+    before = curves(tmp_path)
+    assert main(tmp_path, "--train") == 0
+    assert curves(tmp_path) == before
+    assert same_end(tmp_path, whole("plain"))
