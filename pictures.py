@@ -40,10 +40,13 @@ def slot_images(model: VMA, memory: Tensor) -> Tensor:
 
 
 def nearest(samples: Tensor, images: Tensor) -> Tensor:
-    """For each sample [n, G, H, W] the image of `images` [N, H, W] with the smallest squared distance, [n, G, H, W]."""
+    """For each sample [n, G, H, W] the image of `images` [N, H, W] at the smallest angle, [n, G, H, W].
+
+    Samples are means, so grey; by squared distance an almost empty image would be nearest to many of them.
+    """
     flat = images.flatten(1).to(samples.dtype)
-    distance = flat.square().sum(1) - 2 * samples.flatten(2) @ flat.t()  # [n, G, N], less what all share
-    return images[distance.argmin(-1)].to(samples.dtype)
+    cosine = samples.flatten(2) @ F.normalize(flat, dim=1).t()  # [n, G, N], times the length of the sample
+    return images[cosine.argmax(-1)].to(samples.dtype)
 
 
 def write_samples(path: Path, model: VMA, episodes: Episodes, training: Tensor, noise: StepNoise) -> None:

@@ -23,7 +23,7 @@ def noise() -> StepNoise:
     return StepNoise(CPU, "test")
 
 
-def test_the_nearest_image_is_the_nearest() -> None:
+def test_the_nearest_image_is_at_the_smallest_angle() -> None:
     numbers = torch.Generator().manual_seed(0)
     images = (torch.rand(30, 6, 6, generator=numbers) < 0.3).to(torch.uint8)
     samples = torch.rand(5, 3, 6, 6, generator=numbers)
@@ -31,8 +31,10 @@ def test_the_nearest_image_is_the_nearest() -> None:
     assert found.shape == samples.shape and found.dtype == samples.dtype
     for n in range(5):
         for g in range(3):
-            distances = [float((samples[n, g] - image).double().square().sum()) for image in images]
-            assert torch.equal(found[n, g], images[int(np.argmin(distances))].float())
+            cosines = [
+                float((samples[n, g] * image).double().sum() / image.double().square().sum().sqrt()) for image in images
+            ]
+            assert torch.equal(found[n, g], images[int(np.argmax(cosines))].float())
 
 
 def test_every_training_image_is_its_own_nearest() -> None:
