@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import io
 import os
-import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +23,23 @@ _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that at every moment the old or the new file is there, whole.  Raises OSError."""
+def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Write `content` to `path` so that at every moment the old or the new file is there, whole.
+
+    With `previous`, the old file is kept under that name; it is moved there only when the new one is on the disk.
+
+    Raises:
+        OSError: naming `path`; the old file is untouched.
+    """
+    try:
+        _write(path, content, previous)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write ({error.strerror}); what was there before is intact", str(path)
+        ) from None
+
+
+def _write(path: Path, content: bytes, previous: Path | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     temporary = Path(name)
@@ -35,19 +49,22 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` (tensors, numbers, text, and dicts and lists of these) atomically.  Raises OSError."""
+def save(path: Path, state: Mapping[str, Any], previous: Path | None = None) -> None:
+    """Write `state` (tensors, numbers, text, and dicts and lists of these) as `write_atomically`.  Raises OSError."""
     buffer = io.BytesIO()  # a full disk then meets one plain write
     torch.save(dict(state), buffer)
     archive = bytearray(buffer.getbuffer())
     archive[-2:] = _COMMENT.to_bytes(2, "little")  # the last field of a zip archive is the length of its comment
-    write_atomically(path, bytes(archive) + _MARK + hashlib.sha256(archive).hexdigest().encode())
+    content = bytes(archive) + _MARK + hashlib.sha256(archive).hexdigest().encode()
+    write_atomically(path, content, previous)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -65,7 +82,7 @@ def load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: damaged, or not a checkpoint of this program (its SHA-256 differs); use another copy")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # an unpickler that is fed rubbish raises anything
         raise DataError(f"{path}: not a checkpoint ({type(error).__name__}: {str(error)[:200]})") from None
     if not isinstance(state, dict):
         raise DataError(f"{path}: not a checkpoint: it holds a {type(state).__name__}")

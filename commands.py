@@ -49,11 +49,15 @@ class Run:
         with checkpoints.held(path):
             state = None if restart else self._state_to_resume(path)
             trainer = self._trainer(path)
+            if restart:
+                state_path(path).unlink(missing_ok=True)
+                previous_state_path(path).unlink(missing_ok=True)
             if state is not None:
                 trainer.resume(state)
                 print(f"resuming {path} at step {trainer.progress.step}")
             checkpoints.write_atomically(path.with_suffix(".yaml"), configuration.dump(self.config).encode())
-            journal = self._journal(trainer.progress.step)
+            begun = trainer.progress.looked >= 0  # else no row was written
+            journal = self._journal(trainer.progress.step if begun else None)
             try:
                 trainer.fit(journal)
             finally:
@@ -108,6 +112,11 @@ class Run:
             raise DataError(
                 f"{path.parent}: no state of the run there is whole; train anew with --restart"
             ) from damaged
+        if path.exists():
+            raise UserError(
+                f"{path}: weights without the state of a run, so training would overwrite them; overwrite them with "
+                "--restart, or choose another train_spec.checkpoint_path"
+            )
         return None
 
     def _check_same_run(self, path: Path, state: dict[str, Any]) -> None:
@@ -120,7 +129,7 @@ class Run:
                 f"train_spec.checkpoint_path, or undo the change:\n  {listed}"
             )
 
-    def _journal(self, start: int) -> Journal:
+    def _journal(self, start: int | None) -> Journal:
         log_file = self.config.train_spec.log_file
         return Journal(Path(log_file) if log_file else None, self._logdir or self.folder / "tb", start)
 

@@ -39,10 +39,11 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, a first signal waits for `check`."""
+        """Within, a first signal waits for `check`, which also stands at the end."""
         self._deferred = True
         try:
             yield
+            self.check()
         finally:
             self._deferred = False
 

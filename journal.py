@@ -19,33 +19,44 @@ _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Writes scalars and pictures of steps after `start`; what an interrupted run wrote beyond it is taken back."""
+    """Writes scalars and pictures of a run that goes on after step `start`, or begins anew with None.
 
-    def __init__(self, log_file: Path | None, tensorboard: Path | None, start: int) -> None:
+    What an interrupted run wrote of later steps is taken back, so that no step is there twice.
+    """
+
+    def __init__(self, log_file: Path | None, tensorboard: Path | None, start: int | None) -> None:
         self._file = log_file
         self._board: SummaryWriter | None = None
         self._warned = False
-        self._attempt(lambda: self._open(tensorboard, start))
+        self._attempt(lambda: self._open_file(start))
+        self._attempt(lambda: self._open_board(tensorboard, start))
 
-    def _open(self, tensorboard: Path | None, start: int) -> None:
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            rows = self._file.read_text().splitlines() if self._file.exists() and start else []
-            kept = [row for row in rows if _step_of(row) <= start]
-            write_atomically(self._file, "".join(f"{row}\n" for row in kept).encode())
+    def _open_file(self, start: int | None) -> None:
+        if self._file is None or (self._file.exists() and not self._file.is_file()):  # such as /dev/null
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        last = -1 if start is None else start
+        rows = self._file.read_text().splitlines() if self._file.exists() else []
+        kept = [row for row in rows if _step_of(row) <= last]
+        write_atomically(self._file, "".join(f"{row}\n" for row in kept).encode())
+
+    def _open_board(self, tensorboard: Path | None, start: int | None) -> None:
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
+            self._board = SummaryWriter(str(tensorboard), purge_step=0 if start is None else start + 1)
 
     def scalars(self, part: str, step: int, values: Mapping[str, float]) -> None:
         """One row: `part` (train, validation) at `step`."""
-        self._attempt(lambda: self._write_scalars(part, step, values))
+        self._attempt(lambda: self._append(json.dumps({"part": part, "step": step, **values})))
+        self._attempt(lambda: self._plot(part, step, values))
 
-    def _write_scalars(self, part: str, step: int, values: Mapping[str, float]) -> None:
+    def _append(self, row: str) -> None:
         if self._file is not None:
             with self._file.open("a") as file:
-                file.write(json.dumps({"part": part, "step": step, **values}) + "\n")
+                file.write(f"{row}\n")
+
+    def _plot(self, part: str, step: int, values: Mapping[str, float]) -> None:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{part}/{name}", value, step)

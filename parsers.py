@@ -61,15 +61,21 @@ class TrainingImages:
 def training_images(config: Config, device: torch.device) -> TrainingImages:
     """The training classes, less those held out by the seed.  Raises DataError, UserError."""
     data = config.train_data
-    images = resample(SOURCES[data.kind](data, "train"), data.resize, data.resample)
+    images = _read(data, "train")
     train, held_out = hold_out(images, data.held_out_classes, config.train_spec.seed)
     return TrainingImages(train.to(device), held_out.to(device))
 
 
 def test_images(config: Config, device: torch.device) -> ClassImages:
     """The classes of the test.  Raises DataError."""
-    data = config.test_data
-    return resample(SOURCES[data.kind](data, "test"), data.resize, data.resample).to(device)
+    return _read(config.test_data, "test").to(device)
+
+
+def _read(data: DataConfig, subset: str) -> ClassImages:
+    try:
+        return resample(SOURCES[data.kind](data, subset), data.resize, data.resample)
+    except ValueError as error:
+        raise UserError(f"resize: {data.resize} and resample: {data.resample}: {error}") from None
 
 
 def train_loader(config: Config, images: ClassImages) -> EpisodeLoader:
@@ -155,25 +161,45 @@ def build_scheduler(spec: TrainSpec, optimizer: torch.optim.Optimizer) -> lr_sch
     Raises:
         UserError: PyTorch has no such scheduler, or not with these arguments.
     """
-    main = _named_scheduler(spec.scheduler, optimizer) if spec.scheduler else None
+    main = _named_scheduler(spec.scheduler, optimizer, spec.steps - spec.warmup) if spec.scheduler else None
     if not spec.warmup:
         return main
     warm_up = lr_scheduler.LinearLR(optimizer, 1 / (spec.warmup + 1), total_iters=spec.warmup)
     return lr_scheduler.SequentialLR(optimizer, [warm_up, main], [spec.warmup]) if main else warm_up
 
 
-def _named_scheduler(spec: SchedulerSpec, optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
-    kind = getattr(lr_scheduler, spec.kind, None)
-    if spec.kind in _NEED_MORE or not (inspect.isclass(kind) and issubclass(kind, lr_scheduler.LRScheduler)):
+def _named_scheduler(spec: SchedulerSpec, optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:
+    if spec.kind not in _scheduler_names():
         raise UserError(f"train_spec.scheduler.kind: {spec.kind!r}: use one of {', '.join(_scheduler_names())}")
+    kind = getattr(lr_scheduler, spec.kind)
     arguments: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value for name, value in spec.arguments.items()
     }
     try:
+        if taken := {"optimizer", "last_epoch"} & arguments.keys():
+            raise ValueError(f"{taken.pop()} is set by the program")
+        _try_out(kind, optimizer, arguments, steps)
         return kind(optimizer, **arguments)
-    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-        raise UserError(f"train_spec.scheduler: {spec.kind}({inspect.signature(kind)}): {error}") from None
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"train_spec.scheduler: {spec.kind}{inspect.signature(kind)}: {error}") from None
 
+
+def _try_out(
+    kind: type[lr_scheduler.LRScheduler], optimizer: torch.optim.Optimizer, arguments: dict[str, Any], steps: int
+) -> None:
+    """Go through the steps with a copy: many a wrong argument is noticed only on the way."""
+    known = inspect.signature(type(optimizer)).parameters
+    options = {name: value for name, value in optimizer.defaults.items() if name in known}
+    copy = type(optimizer)([nn.Parameter(torch.zeros(()))], **options)
+    scheduler = kind(copy, **arguments)
+    if isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.total_steps < steps:
+        raise ValueError(f"total_steps {scheduler.total_steps} is less than the {steps} steps to come")
+    copy.step()
+    for _ in range(min(steps, _TRIED_OUT)):
+        scheduler.step()
+
+
+_TRIED_OUT = 20_000  # steps, which take less than a second
 
 # These take functions, other schedulers or a measured value, none of which can stand in YAML and count in steps.
 _NEED_MORE = (

@@ -3,11 +3,13 @@
 import argparse
 import json
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from errors import UserError
+from interrupts import Stopped, StopRequest
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,14 +45,25 @@ def main(arguments: list[str] | None = None) -> int:
     if not (args.train or args.test or args.sample):
         p.error("nothing to do: give --train, --test or --sample")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    stop = StopRequest()
+    stop.install()
     try:
-        return execute(args)
+        execute(args, stop)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.status
+    except Stopped as stopped:
+        again = [argument for argument in sys.argv[1:] if argument != "--restart"] if arguments is None else arguments
+        print(f"stopped by {stopped}; resume with: python run.py {shlex.join(again)}", file=sys.stderr)
+        return stopped.status
+    except (OSError, ArithmeticError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace, stop: StopRequest) -> None:
+    """Raises UserError, Stopped, OSError and NonFiniteError, each with a message for the user."""
     import config as configuration
 
     roots = [
@@ -60,27 +73,15 @@ def execute(args: argparse.Namespace) -> int:
     ]
     config = configuration.load(args.config, [*roots, *args.overrides])
 
-    from interrupts import Stopped, StopRequest
+    import commands  # and with it torch, which takes seconds
 
-    stop = StopRequest()
-    stop.install()
-    try:
-        import commands  # and with it torch, which takes seconds
-
-        run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)
-        if args.train:
-            run.train(restart=args.restart)
-        if args.test:
-            run.test()
-        if args.sample:
-            run.sample()
-    except Stopped as stopped:
-        print(f"stopped by {stopped}; resume with: python run.py {' '.join(sys.argv[1:])}", file=sys.stderr)
-        return stopped.status
-    except (OSError, ArithmeticError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)
+    if args.train:
+        run.train(restart=args.restart)
+    if args.test:
+        run.test()
+    if args.sample:
+        run.sample()
 
 
 if __name__ == "__main__":

@@ -63,6 +63,15 @@ class Means:
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().sum()
             self._counts[name] = self._counts.get(name, 0) + value.numel()
 
+    def state(self) -> dict[str, dict[str, Any]]:
+        """What `restore` takes back."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def restore(self, state: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+        """Go on from an earlier `state`."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
+
     def read(self) -> Metrics:
         """The means so far; afterwards they start anew."""
         means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
@@ -110,6 +119,7 @@ class Trainer:
         average = get_ema_multi_avg_fn(plan.ema_decay)
         self.averaged = AveragedModel(model, multi_avg_fn=average) if plan.ema_decay else None
         self.progress = Progress()
+        self.means = Means()  # of the steps since the last row of the log
 
     @property
     def evaluated(self) -> nn.Module:
@@ -138,26 +148,32 @@ class Trainer:
                 raise
 
     def _loop(self, journal: Journal, bar: tqdm) -> None:
-        plan, progress, means = self.plan, self.progress, Means()
-        started = time.monotonic()
-        while True:
-            if self._due(plan.val_every) and progress.looked < progress.step:
-                self._look(journal)
-                started = time.monotonic()
-                means.read()
-            if self._due(plan.save_every) and progress.step:
-                self.save_state()
-            if progress.step >= plan.steps:
-                break
+        plan, progress = self.plan, self.progress
+        if not self.state_path.exists():
+            self.save_state()  # so that weights never stand without the state of their run
+        reported, since = progress.step, time.monotonic()
+        while progress.step < plan.steps:
+            since += self._pause(journal)
             self.stop.check()
-            means.add(self.step())
+            self.means.add(self.step())
             bar.update()
-            if progress.step % plan.log_every == 0 or progress.step == plan.steps:
-                steps = progress.step % plan.log_every or plan.log_every
-                self._report(journal, bar, means.read(), steps, time.monotonic() - started)
-                started = time.monotonic()
+            if self._due(plan.log_every):
+                means = self.means.read()  # waits for the device
+                self._report(journal, bar, means, progress.step - reported, time.monotonic() - since)
+                reported, since = progress.step, time.monotonic()
+        self._pause(journal)
         if self.validation is None:
             self.save_weights()
+        self.save_state()
+
+    def _pause(self, journal: Journal) -> float:
+        """Look and save, where that is due; the seconds it took."""
+        started, step, plan = time.monotonic(), self.progress.step, self.plan
+        if self._due(plan.val_every) and self.progress.looked < step:
+            self._look(journal)
+        if step % plan.save_every == 0 and 0 < step < plan.steps:
+            self.save_state()
+        return time.monotonic() - started
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.plan.steps
@@ -184,10 +200,11 @@ class Trainer:
     def _check_finite(self, loss: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]) -> None:
         if torch.isfinite(loss + norm):  # one NaN gradient would make every weight NaN
             return
-        terms = ", ".join(f"{name} {float(value.mean()):.6g}" for name, value in metrics.items())
+        means = {"loss": loss, "gradient norm": norm, **metrics}
+        terms = ", ".join(f"{name} {value.detach().mean().item():.6g}" for name, value in means.items())
         raise NonFiniteError(
-            f"step {self.progress.step}: loss {float(loss):.6g} and gradient norm {float(norm):.6g} must be finite "
-            f"({terms}); the weights of the step before are kept; try a lower train_spec.lr or train_spec.grad_clip=1"
+            f"step {self.progress.step} is not finite: {terms}; no weight was changed by it, and what was saved before "
+            "is kept; train anew (--restart) with a lower train_spec.lr or with train_spec.grad_clip=1"
         )
 
     def _report(self, journal: Journal, bar: tqdm, means: Metrics, steps: int, seconds: float) -> None:
@@ -232,10 +249,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "averaged": self.averaged.state_dict() if self.averaged is not None else None,
+            "means": self.means.state(),
         }
-        if self.state_path.exists():
-            self.state_path.replace(previous_state_path(self.checkpoint_path))
-        checkpoints.save(self.state_path, state)
+        checkpoints.save(self.state_path, state, previous=previous_state_path(self.checkpoint_path))
 
     def _saved(self, model: nn.Module) -> dict[str, Any]:
         return {"config": self.config, "model": model.state_dict(), "progress": vars(self.progress).copy()}
@@ -248,6 +264,7 @@ class Trainer:
             self.scheduler.load_state_dict(state["scheduler"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
+        self.means.restore(state["means"], self.device)
         self.progress = Progress(**state["progress"])
 
     def _autocast(self) -> torch.autocast:

@@ -1,4 +1,4 @@
-"""Small things that many tests need: a configuration, a toy for the trainer, and the program in this process or its own."""
+"""What many tests need: a small configuration, a toy for the trainer, and the program in this process or its own."""
 
 import functools
 import json
@@ -247,25 +247,26 @@ def toy_journal(folder: Path, start: int = 0) -> Journal:
 
 def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The curves as TensorBoard shows them: tag -> (step, value)."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
-    events.Reload()
+    events = _events(folder)
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def board_pictures(folder: Path) -> dict[str, list[int]]:
     """The steps of the pictures that TensorBoard shows."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"images": 0})
-    events.Reload()
+    events = _events(folder)
     return {tag: [e.step for e in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+def _events(folder: Path) -> Any:
+    from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
+
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
+    return events.Reload()
 
 
 def count_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let TensorBoard name its files as if a second passed between any two, as it does between two real runs."""
-    from tensorboard.summary.writer import event_file_writer
+    from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
 
     real = time.time
     seconds = iter(range(10**6))

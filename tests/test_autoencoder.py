@@ -30,7 +30,7 @@ def test_published_encoder(outputs: int) -> None:
 
 
 def test_published_decoder() -> None:
-    """26 x 26: a code of 128, two dense layers to 4 x 4, doubled thrice, with the encoder's maps at 7 x 7 and 13 x 13."""
+    """26 x 26: a code of 128, two dense layers to 4 x 4, doubled thrice, with maps joined at 7 x 7 and 13 x 13."""
     decoder = Decoder(26, (48, 64), 256, 128)
     dense = [(256, 128), (1024, 256)]
     coarse = [(64, 64, 3, 3), (64 + 64, 64, 3, 3)]

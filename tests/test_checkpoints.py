@@ -16,10 +16,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small import finish, start
 
 import checkpoints
 from errors import DataError, UserError
-from small import finish, start
 
 _COMMENT = len(b"sha256:") + 64  # bytes at the end of a file
 
@@ -184,7 +184,12 @@ def test_nothing_in_a_file_runs_even_where_its_checksum_is_right(tmp_path: Path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@settings(max_examples=200, deadline=None, report_multiple_bugs=False, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_a_changed_pickle_with_the_right_checksum_is_read_or_refused(
     saved: bytes, tmp_path: Path, data: st.DataObject
@@ -266,7 +271,7 @@ print(len(seen), len(list(path.parent.glob(".*.part"))))
 
 
 def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> None:
-    status, out, err = finish(start("-c", _KILLED_WHILE_SAVING, str(tmp_path / "a.pt"), "20"))
+    status, out, err = finish(start("-c", _KILLED_WHILE_SAVING, str(tmp_path / "a.pt"), "12"))
     assert status == 0, err
     different, partial = map(int, out.split())
     assert different > 1 and partial > 0  # saves were finished, and saves were cut off

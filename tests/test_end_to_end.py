@@ -5,18 +5,18 @@ import json
 import math
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import as_it_was, board, config, curves, main, same_end
 
 import checkpoints
 import config as configuration
 import evaluator
-from small import as_it_was, board, config, curves, main, same_end
 
 COLUMNS = "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
 CELLS = [(1, 1), (1, 3), (2, 1), (2, 3)]
@@ -138,7 +138,13 @@ def other_weights(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [("test_spec.importance_num=50",), ("test_spec.targets=9",), ("test_spec.seed=1",), ("test_data.resample=maxpool",), ()],
+    [
+        ("test_spec.importance_num=50",),
+        ("test_spec.targets=9",),
+        ("test_spec.seed=1",),
+        ("test_data.resample=maxpool",),
+        (),
+    ],
     ids=["K", "targets", "seed", "images", "weights"],
 )
 def test_finished_cells_are_computed_anew_when_their_origin_changes(run: Path, changes: tuple[str, ...]) -> None:
@@ -163,9 +169,9 @@ def test_only_missing_cells_are_computed(run: Path, monkeypatch: pytest.MonkeyPa
     computed: list[int] = []
     real = evaluator.evaluate_cell
 
-    def counted(*args: object) -> evaluator.PerTarget:
+    def counted(*args: Any) -> evaluator.PerTarget:
         computed.append(1)
-        return real(*args)  # type: ignore[arg-type]
+        return real(*args)
 
     monkeypatch.setattr(evaluator, "evaluate_cell", counted)
     before = bounds(run)
@@ -228,14 +234,14 @@ def signal_in_cell(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     real = evaluator.evaluate_cell
     left = [number]
 
-    def interrupted(model: object, episodes: object, key: object, k: int, batch: int, chunk: int, advance: Callable[[int], object]) -> evaluator.PerTarget:  # fmt: skip
+    def interrupted(*args: Any) -> evaluator.PerTarget:
         left[0] -= 1
 
         def and_signal(n: int) -> None:
             if not left[0]:
                 signal.raise_signal(signal.SIGTERM)
 
-        return real(model, episodes, key, k, batch, chunk, and_signal)  # type: ignore[arg-type]
+        return real(*args[:-1], and_signal)
 
     monkeypatch.setattr(evaluator, "evaluate_cell", interrupted)
 
@@ -254,7 +260,12 @@ def test_an_interrupted_test_goes_on_with_the_next_cell(
 
     computed: list[object] = []
     real = evaluator.evaluate_cell
-    monkeypatch.setattr(evaluator, "evaluate_cell", lambda *args: (computed.append(args[2]), real(*args))[1])
+
+    def noted(*args: Any) -> evaluator.PerTarget:
+        computed.append(args[2])
+        return real(*args)
+
+    monkeypatch.setattr(evaluator, "evaluate_cell", noted)
     assert main(run, "--test") == 0
     assert computed == [("test", 0, "C=2 M=1"), ("test", 0, "C=2 M=3")]
     after = bounds(run)
@@ -278,8 +289,9 @@ def test_a_named_checkpoint_is_tested(run: Path) -> None:
 
 def test_results_beside_the_configuration_leave_it_as_it_is(tmp_path: Path) -> None:
     """A person keeps vma.yaml, vma.pt and vma.csv in one folder; the file with the comments is theirs."""
-    import run as program
     from small import text
+
+    import run as program
 
     own = tmp_path / "vma.yaml"
     written = "# my experiment\n" + text(tmp_path).replace("table.csv", "vma.csv").replace("steps: 10", "steps: 1")

@@ -1,13 +1,13 @@
-"""Signals: at once where nothing is at stake, at the next safe point while training, and a second one always at once."""
+"""Signals: at once where nothing is at stake, at the next safe point while training; a second one always at once."""
 
 import os
 import signal
 import time
 
 import pytest
+from small import listening
 
 from interrupts import Stopped, StoppedAtOnce, StopRequest
-from small import listening
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 

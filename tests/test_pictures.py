@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import CPU, config
 
 import parsers
 import pictures
 from models.vma.vma import VMA
 from randomness import StepNoise
-from small import CPU, config
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def noise() -> StepNoise:
     return StepNoise(CPU, "test")
 
 
-def test_the_nearest_image_is_at_the_smallest_angle() -> None:
+def test_the_nearest_image_has_the_smallest_angle() -> None:
     numbers = torch.Generator().manual_seed(0)
     images = (torch.rand(30, 6, 6, generator=numbers) < 0.3).to(torch.uint8)
     samples = torch.rand(5, 3, 6, 6, generator=numbers)
@@ -31,9 +31,8 @@ def test_the_nearest_image_is_at_the_smallest_angle() -> None:
     assert found.shape == samples.shape and found.dtype == samples.dtype
     for n in range(5):
         for g in range(3):
-            cosines = [
-                float((samples[n, g] * image).double().sum() / image.double().square().sum().sqrt()) for image in images
-            ]
+            a = samples[n, g].double()
+            cosines = [float((a * b).sum() / a.norm() / b.norm()) for b in images.double()]
             assert torch.equal(found[n, g], images[int(np.argmax(cosines))].float())
 
 

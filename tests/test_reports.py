@@ -6,11 +6,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+from small import ROOT, config
 
 import config as configuration
 import reports
 from config import Config
-from small import ROOT, config
 
 PUBLISHED = {  # (C, M) -> published code, paper
     (1, 1): (85.2, 86.5), (1, 2): (79.8, 83.0), (1, 3): (77.5, 79.6), (1, 4): (76.2, 79.0), (1, 5): (75.3, 76.5),

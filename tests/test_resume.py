@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small import board, count_seconds, curves, logged, main, rows, same_end, same_weights
 
 import checkpoints
 from data.episodes import EpisodeLoader, Episodes
-from small import board, count_seconds, curves, logged, main, rows, same_end, same_weights
 
 PLAIN: tuple[str, ...] = ()
 EVERYTHING = (
@@ -22,7 +22,10 @@ EVERYTHING = (
     "train_spec.objective=marginal",
     "train_spec.save_every=3",
 )
-NO_VALIDATION = ("train_data.held_out_classes=0", "train_spec.scheduler={kind: OneCycleLR, max_lr: 1e-2, total_steps: 10}")
+NO_VALIDATION = (
+    "train_data.held_out_classes=0",
+    "train_spec.scheduler={kind: OneCycleLR, max_lr: 1e-2, total_steps: 10}",
+)
 VARIANTS = {"plain": PLAIN, "everything": EVERYTHING, "no validation": NO_VALIDATION}
 
 
@@ -159,8 +162,8 @@ def test_a_stop_between_training_and_test_is_heeded(tmp_path: Path, monkeypatch:
     """The signal comes while the last state is written, when no step follows that could notice it."""
     real = checkpoints.save
 
-    def save(path: Path, state: dict[str, object]) -> None:
-        real(path, state)
+    def save(path: Path, state: dict[str, object], previous: Path | None = None) -> None:
+        real(path, state, previous)
         if checkpoints.load(path)["progress"]["step"] == 10 and path.name == "vma.last.pt":
             signal.raise_signal(signal.SIGTERM)
 

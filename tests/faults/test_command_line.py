@@ -1,0 +1,140 @@
+"""Mistakes on the command line and in the configuration: one clear answer, the right status, no traceback."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small import ROOT, arguments, as_it_was, finish, main, start, start_program
+
+import checkpoints
+
+
+def answer(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str]:
+    """Exit status and stderr of a command line, run in this process."""
+    import run
+
+    with as_it_was():
+        try:
+            status = run.main(list(line))
+        except SystemExit as left:
+            status = int(left.code or 0)
+    return status, capsys.readouterr().err
+
+
+def test_help_is_fast_and_needs_no_torch() -> None:
+    began = time.monotonic()
+    command = [sys.executable, "-X", "importtime", "run.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert time.monotonic() - began < 5  # a second on a machine that has nothing else to do
+    assert done.returncode == 0
+    assert "--config" in done.stdout and "--restart" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert not {"torch", "numpy", "pydantic", "matplotlib"} & imported
+
+
+def test_a_misspelt_key_is_answered_without_torch(tmp_path: Path) -> None:
+    process = start("-X", "importtime", "run.py", *arguments(tmp_path, "--train", "train_spec.stesp=5"))
+    status, _, err = finish(process)
+    imports = {line.rpartition("|")[2].strip() for line in err.splitlines() if line.startswith("import time:")}
+    said = "\n".join(line for line in err.splitlines() if not line.startswith("import time:"))
+    assert status == 2
+    assert "torch" not in imports and "pydantic" in imports
+    assert said == "--set: train_spec.stesp: unknown key; did you mean steps?"
+    assert [path.name for path in tmp_path.iterdir()] == ["config"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--train"], "--config"),
+        (["--config", "configs/vma.yaml"], "nothing to do: give --train, --test or --sample"),
+        (["--config", "configs/vma.yaml", "--train", "--fast"], "--fast"),
+        (["--config", "configs/vma.yaml", "--train", "extra"], "extra"),
+        (["--config", "configs/vma.yaml", "--train", "--device", "gpu"], "'gpu' is none of auto, cpu, cuda"),
+        (["--config", "configs/none.yaml", "--train"], "configs/none.yaml: no such file"),
+        (["--config", "configs", "--train"], "configs: expected a file, this is a folder"),
+        (["--config", "run.py", "--train"], "run.py"),
+        (["--config", "configs/vma.yaml", "--train", "--set", "steps"], "dotted.key=value"),
+        (["--config", "configs/vma.yaml", "--train", "--set", "train_spec.lr=fast"], "train_spec.lr"),
+    ],
+)
+def test_a_mistake_is_status_2_and_a_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: list[str], said: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    status, err = answer(capsys, *line)
+    assert status == 2
+    assert said in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "said"),
+    [
+        (("--test",), 2, "vma.pt: there is no such checkpoint; train first"),
+        (("--sample",), 2, "there is no such checkpoint"),
+        (("--test", "--checkpoint", "/none/at.pt"), 3, "/none/at.pt: there is no such checkpoint"),
+        (("--test", "--checkpoint", str(ROOT)), 3, "cannot be read"),
+        (("--train", "--device", "cuda:99"), 2, "device cuda:99: this machine shows"),
+        (("--train", "train_spec.gpus=[99]"), 2, "device cuda:99: this machine shows"),
+        (("--test", "--device", "cuda:99"), 2, "device cuda:99"),
+        (("--train", "train_spec.scheduler={kind: Cosine}"), 2, "use one of ConstantLR"),
+        (("--train", "train_spec.scheduler={kind: StepLR}"), 2, "train_spec.scheduler: StepLR(("),
+        (("--train", "train_spec.scheduler={kind: StepLR, step_size: 2, gama: 1}"), 2, "gama"),
+        (("--train", "train_spec.step=5"), 2, "train_spec.step: unknown key; did you mean steps?"),
+        (("--train", "model.importance_num=1"), 2, "model.importance_num"),
+        (("--train", "train_data.batch_size=10"), 2, "train_data.batch_size"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], status: int, said: str
+) -> None:
+    assert main(tmp_path, *more) == status
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
+    assert left == {"small.yaml"}  # nothing was written
+
+
+def test_samples_that_do_not_fit_blocks_are_refused_before_the_first_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    assert main(tmp_path, "--test", "test_spec.chunk=70") == 2
+    assert "test_spec.chunk: 70 is not a multiple of 50; use 50 or 100" in capsys.readouterr().err
+
+
+def test_another_model_is_status_2_with_the_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    capsys.readouterr()
+    assert main(tmp_path, "--test", "model.latent_dim=5", "model.channels=[4, 5]", "train_spec.lr=1") == 2
+    err = capsys.readouterr().err
+    assert "model.latent_dim: 4 in the checkpoint, 5 now" in err
+    assert "model.channels: [4, 4] in the checkpoint, [4, 5] now" in err
+    assert "train_spec.lr" not in err  # what does not matter for the test is free
+    assert main(tmp_path, "--test", "train_spec.lr=1", "model.importance_num=3") == 0
+
+
+def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "other.pt"
+    for state in ({"model": {"w": torch.zeros(2)}}, {"model": {}, "config": "a: [", "progress": {}}):
+        checkpoints.save(path, state)
+        assert main(tmp_path, "--test", "--checkpoint", str(path)) == 3
+        assert f"{path}: not a checkpoint of this version" in capsys.readouterr().err
+
+
+def test_weights_put_in_place_of_a_state_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    (tmp_path / "vma.pt").replace(tmp_path / "vma.last.pt")
+    assert main(tmp_path, "--train", "train_spec.steps=2") in (2, 3)
+    assert str(tmp_path / "vma.last.pt") in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_process_answers_without_a_traceback(tmp_path: Path) -> None:
+    status, _, err = finish(start_program(tmp_path, "--train", "--device", "cuda:99"))
+    assert status == 2
+    assert "device cuda:99" in err and "Traceback" not in err

@@ -1,0 +1,72 @@
+"""Numbers that are not finite, in a run of the real model: it stops before they reach the weights and says where."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from small import curves, main, same_end
+from torch import Tensor
+
+import checkpoints
+from models.vma.vma import VMA
+from trainer import Trainer
+
+
+def break_at(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> list[dict[str, Tensor]]:
+    """Loss or gradient of this step becomes `what`; the weights before and after every step are noted."""
+    real_step, real_loss = Trainer.step, VMA.loss
+    now, seen = [-1], []
+
+    def noted(trainer: Trainer) -> dict[str, Tensor]:
+        now[0] = trainer.progress.step
+        seen.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+        try:
+            return real_step(trainer)
+        finally:
+            seen.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+            now[0] = -1
+
+    def loss(model: VMA, *args: object) -> tuple[Tensor, dict[str, Tensor]]:
+        value, metrics = real_loss(model, *args)  # type: ignore[arg-type]
+        if now[0] == step:
+            broken_gradient = what == "gradient"
+            value = value + (model.dummies.sum() * 0).sqrt() if broken_gradient else value * float(what)
+        return value, metrics
+
+    monkeypatch.setattr(Trainer, "step", noted)
+    monkeypatch.setattr(VMA, "loss", loss)
+    return seen
+
+
+@pytest.mark.parametrize("what", ["nan", "inf", "gradient"])
+def test_the_run_stops_with_the_weights_of_the_step_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    with monkeypatch.context() as patch:
+        seen = break_at(patch, 6, what)
+        assert main(tmp_path, "--train") == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "step 6" in err
+    for term in ("bound", "kl_a", "kl_z", "reconstruction"):
+        assert term in err
+    *_, before, after = seen
+    assert len(seen) == 14
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(value.isfinite().all() for value in after.values())
+    for name, step in (("vma.pt", 4), ("vma.last.pt", 4)):
+        saved = checkpoints.load(tmp_path / name)
+        assert saved["progress"]["step"] == step
+        assert all(value.isfinite().all() for value in saved["model"].values())
+
+    # without the fault it goes on as if nothing had been
+    assert main(tmp_path, "--train") == 0
+    assert main(tmp_path / "whole", "--train") == 0
+    assert curves(tmp_path) == curves(tmp_path / "whole")
+    assert same_end(tmp_path, tmp_path / "whole")
+
+
+def test_a_learning_rate_that_explodes_ends_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tmp_path, "--train", "train_spec.lr=1e30", "train_spec.optimizer=SGD") == 1
+    err = capsys.readouterr().err
+    assert "finite" in err and "Traceback" not in err

@@ -1,0 +1,126 @@
+"""Real signals to real processes: one checkpoint, the right status within ten seconds, and a run that can go on."""
+
+import random
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small import arguments, as_it_was, curves, finish, logged, main, same_end, start_program, wait_for
+
+import checkpoints
+import run
+from data.episodes import EpisodeLoader, Episodes
+
+LONG = ("train_spec.steps=30", "train_data.iter=15")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(folder, "--train", *LONG) == 0
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_training_saves_it(tmp_path: Path, whole: Path, number: signal.Signals) -> None:
+    process = start_program(tmp_path, "--train", *LONG)
+    wait_for(logged(tmp_path, 7), process)
+    if number == signal.SIGTERM:
+        assert main(tmp_path, "--train", *LONG) == 2  # the checkpoint is held by that process
+    began = time.monotonic()
+    process.send_signal(number)
+    status, _, err = finish(process, 10)
+    assert time.monotonic() - began < 10
+    assert status == 128 + number
+    assert "Traceback" not in err
+    assert f"stopped by {number.name}; resume with: python run.py --config" in err
+    step = checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"]
+    assert 7 <= step < 30
+    assert main(tmp_path, "--train", *LONG) == 0  # the lock died with the process
+    assert curves(tmp_path) == curves(whole)
+    assert same_end(tmp_path, whole)
+
+
+def resume_line(err: str) -> list[str]:
+    """The arguments of the command that is printed, as a shell takes them."""
+    command = err.partition("resume with: ")[2].splitlines()[0]
+    python, program, *line = shlex.split(command)
+    assert (python, program) == ("python", "run.py")
+    return line
+
+
+def test_the_printed_command_goes_on_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It survives a shell, and it does not throw away what was trained."""
+    folder = tmp_path / "a folder; it's odd"
+    scheduler = "train_spec.scheduler={kind: StepLR, step_size: 9}"
+    original = EpisodeLoader.at
+
+    def at(loader: EpisodeLoader, step: int) -> Episodes:
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return original(loader, step)
+
+    monkeypatch.setattr(EpisodeLoader, "at", at)
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments(folder, "--train", "--restart", scheduler)])
+    with as_it_was():
+        assert run.main() == 143
+    line = resume_line(capsys.readouterr().err)
+    assert line == arguments(folder, "--train", scheduler)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+    long_steps = ("train_spec.steps=1000", "train_data.batch_size=8000", "train_spec.val_every=1000")
+    process = start_program(tmp_path, "--train", *long_steps, "train_spec.save_every=1000")
+    wait_for(logged(tmp_path, 1), process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    status, _, err = finish(process, 10)
+    assert status == 130
+    assert "Traceback" not in err
+    state = tmp_path / "vma.last.pt"  # the first signal alone would have saved what was reached
+    assert not state.exists() or checkpoints.load(state)["progress"]["step"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("what", ["--test", "--sample"])
+def test_a_signal_to_a_test_ends_it(tmp_path: Path, number: signal.Signals, what: str) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    grid = ("test_spec.targets=null", "test_spec.importance_num=500", "test_spec.test_params.timesteps=[1..19]")
+    process = start_program(tmp_path, what, *grid)
+    written = tmp_path / ("table.csv" if what == "--test" else "samples/C1_M1.png")
+    wait_for(written.exists, process, 120)
+    process.send_signal(number)
+    status, _, err = finish(process, 10)
+    assert status == 128 + number
+    assert "resume with" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(12))
+def test_a_signal_at_any_moment_of_the_start_ends_it(tmp_path: Path, moment: int) -> None:
+    """Also while Python imports torch, and while the data is prepared."""
+    process = start_program(
+        tmp_path, "--train", "train_spec.steps=5000", "train_data.classes=200", "val_data.classes=200"
+    )
+    time.sleep(random.Random(moment).uniform(0.4, 6))
+    process.send_signal(signal.SIGTERM)
+    status, _, err = finish(process, 10)
+    assert status in (143, -signal.SIGTERM)  # the latter before the program's first line
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_only_one_of_two_trainings_that_start_together_goes_on(tmp_path: Path) -> None:
+    both = [start_program(tmp_path, "--train", *LONG) for _ in range(2)]
+    ends = [finish(process) for process in both]
+    assert sorted(status for status, _, _ in ends) == [0, 2]
+    assert any("another training writes to this checkpoint" in err for _, _, err in ends)
