@@ -55,7 +55,7 @@ class Run:
             if state is not None:
                 trainer.resume(state)
                 print(f"resuming {path} at step {trainer.progress.step}")
-            checkpoints.write_atomically(path.with_suffix(".yaml"), configuration.dump(self.config).encode())
+            checkpoints.write_atomically(path.with_suffix(".resolved.yaml"), configuration.dump(self.config).encode())
             begun = trainer.progress.looked >= 0  # else no row was written
             journal = self._journal(trainer.progress.step if begun else None)
             try:
@@ -101,7 +101,7 @@ class Run:
         for candidate in (state_path(path), previous_state_path(path)):
             if candidate.exists():
                 try:
-                    state = checkpoints.load(candidate)
+                    state = _state_in(candidate)
                 except DataError as error:
                     _log.warning("%s", error)
                     damaged = error
@@ -145,7 +145,7 @@ class Run:
         grid = self._grid(model, images.digest())
         ledger = evaluator.Ledger(output, grid.key())
         batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, spec.chunk)
-        checkpoints.write_atomically(output.with_suffix(".yaml"), configuration.dump(config).encode())
+        checkpoints.write_atomically(output.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
         rows = []
         for classes, timesteps in grid.cells:
             episodes = parsers.grid_episodes(config, images, classes, timesteps)
@@ -208,6 +208,13 @@ class Run:
                 noise = StepNoise(device, "sample", self.config.test_spec.seed, classes, timesteps)
                 pictures.write_samples(path, model, pictures.spread(episodes), train.images, noise)
         print(f"written: {folder}/*.png")
+
+
+def _state_in(path: Path) -> dict[str, Any]:
+    state = checkpoints.load(path)
+    if "optimizer" not in state:
+        raise DataError(f"{path}: weights, not the state of a run")
+    return state
 
 
 def _config_of(path: Path, state: dict[str, Any]) -> Config:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from randomness import TargetNoise
 # Decodes at once: on a CPU as many as its caches like, on a GPU as many as keep it busy.
 DECODES_AT_ONCE = {"cpu": 200, "cuda": 16384}
 
-PerTarget = dict[str, np.ndarray]  # bound, kl_a, kl_z in nats and address_accuracy, each [n] float64
+PARTS = ("bound", "kl_a", "kl_z", "address_accuracy")  # nats, the last a fraction
+PerTarget = dict[str, np.ndarray]  # PARTS, each [n] float64
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Ledger:
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError):
+        except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
             return {}
         keys = {name.removesuffix("/key"): value for name, value in arrays.items() if name.endswith("/key")}
         same = {cell for cell, value in keys.items() if value == self._key}
@@ -128,10 +130,9 @@ class Ledger:
 
     def get(self, cell: str) -> PerTarget | None:
         """The values of a finished cell."""
-        if f"{cell}/key" not in self._arrays:
+        if not self._arrays.keys() >= {f"{cell}/{name}" for name in ("key", *PARTS)}:
             return None
-        names = [name for name in self._arrays if name.startswith(f"{cell}/") and not name.endswith("/key")]
-        return {name.rpartition("/")[2]: self._arrays[name] for name in names}
+        return {name: self._arrays[f"{cell}/{name}"] for name in PARTS}
 
     def put(self, cell: str, values: PerTarget) -> None:
         """Keep a finished cell, on disk too.  Raises OSError."""

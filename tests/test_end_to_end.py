@@ -58,8 +58,8 @@ def refuse(*args: object, **named: object) -> evaluator.PerTarget:
 def test_everything_that_was_promised_is_there(finished: Path) -> None:
     files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     promised = {
-        "vma.pt", "vma.last.pt", "vma.yaml", "log.jsonl", "table.csv", "table.md", "table.npz", "table.png",
-        "table.yaml", *(f"samples/C{c}_M{m}.png" for c, m in CELLS),
+        "vma.pt", "vma.last.pt", "vma.resolved.yaml", "log.jsonl", "table.csv", "table.md", "table.npz", "table.png",
+        "table.resolved.yaml", *(f"samples/C{c}_M{m}.png" for c, m in CELLS),
     }  # fmt: skip
     assert promised <= files
     others = {name for name in files - promised if not name.startswith(("tb/", "config/", "."))}
@@ -102,7 +102,7 @@ def test_the_pictures_show_something(finished: Path) -> None:
 
 def test_the_configuration_is_kept_with_the_results(finished: Path) -> None:
     expected = config(finished)
-    for path in (finished / "vma.yaml", finished / "table.yaml"):
+    for path in (finished / "vma.resolved.yaml", finished / "table.resolved.yaml"):
         assert configuration.load(path) == expected
     saved = torch.load(finished / "vma.pt", weights_only=True)
     assert configuration.parse(saved["config"], "checkpoint") == expected
@@ -241,7 +241,7 @@ def signal_in_cell(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             if not left[0]:
                 signal.raise_signal(signal.SIGTERM)
 
-        return real(*args[:-1], and_signal)
+        return real(*[*args[:-1], and_signal])
 
     monkeypatch.setattr(evaluator, "evaluate_cell", interrupted)
 

@@ -52,7 +52,9 @@ def test_a_resumed_run_takes_back_what_lies_beyond_its_start(
 ) -> None:
     count_seconds(monkeypatch)
     log, tb = tmp_path / "log.jsonl", tmp_path / "tb"
-    write(Journal(log, tb, 0), range(1, 10))  # never closed: killed
+    first = Journal(log, tb, None)
+    write(first, range(1, 10))
+    first.close()
     second = Journal(log, tb, start)
     write(second, range(start + 1, 13), sign=-1)
     second.close()

@@ -147,6 +147,18 @@ def test_a_second_signal_leaves_the_state_before(
     assert [step for step, _ in board(tmp_path / "tb")["train/loss"]] == list(range(1, 11))
 
 
+def test_a_validation_is_there_once_after_two_sessions_that_ended_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
+) -> None:
+    stopped(monkeypatch, tmp_path, "plain", ("validation", 0, 2))  # saved at step 4, which was not yet validated
+    with monkeypatch.context() as patch:
+        SignalAt(patch, "train", 5, 0, signal.SIGINT)
+        SignalAt(patch, "train", 5, 0, signal.SIGINT)  # at once: step 4 was validated, that is not saved
+        assert main(tmp_path, "--train", "train_spec.save_every=100") == 130
+    assert main(tmp_path, "--train") == 0
+    assert curves(tmp_path) == curves(whole("plain"))
+
+
 def test_rows_of_several_steps_are_the_same_after_a_stop_between_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,8 +102,8 @@ class Samples:
 
 def pick(q: Categorical, uniform: Tensor) -> Tensor:
     """Samples of q (logits [..., S]) by inversion of its distribution function at `uniform` [K, ...]."""
-    below = q.probs.cumsum(-1)[..., :-1]  # [..., S - 1]
-    return (uniform.unsqueeze(-1) >= below).sum(-1)
+    total = q.probs.double().cumsum(-1)  # in float32 it may end below 1, and the last slot would get what is missing
+    return (uniform.unsqueeze(-1) * total[..., -1:] >= total[..., :-1]).sum(-1)
 
 
 class VMA(nn.Module):

@@ -82,7 +82,7 @@ def test_a_mistake_is_status_2_and_a_sentence(
         (("--train", "train_spec.gpus=[99]"), 2, "device cuda:99: this machine shows"),
         (("--test", "--device", "cuda:99"), 2, "device cuda:99"),
         (("--train", "train_spec.scheduler={kind: Cosine}"), 2, "use one of ConstantLR"),
-        (("--train", "train_spec.scheduler={kind: StepLR}"), 2, "train_spec.scheduler: StepLR(("),
+        (("--train", "train_spec.scheduler={kind: StepLR}"), 2, "train_spec.scheduler: StepLR("),
         (("--train", "train_spec.scheduler={kind: StepLR, step_size: 2, gama: 1}"), 2, "gama"),
         (("--train", "train_spec.step=5"), 2, "train_spec.step: unknown key; did you mean steps?"),
         (("--train", "model.importance_num=1"), 2, "model.importance_num"),
@@ -129,6 +129,7 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path, capsys: pyte
 def test_weights_put_in_place_of_a_state_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tmp_path, "--train", "train_spec.steps=1") == 0
     (tmp_path / "vma.pt").replace(tmp_path / "vma.last.pt")
+    (tmp_path / "vma.last-but-one.pt").unlink()
     assert main(tmp_path, "--train", "train_spec.steps=2") in (2, 3)
     assert str(tmp_path / "vma.last.pt") in capsys.readouterr().err
 

@@ -60,7 +60,7 @@ def test_a_training_killed_at_twenty_moments_goes_on(tmp_path: Path, whole: Path
     for attempt in range(20):
         process = start_program(tmp_path, "--train", *always)
         try:
-            wait_for(lambda: (tmp_path / "vma.yaml").exists(), process)
+            wait_for(lambda: (tmp_path / "vma.resolved.yaml").exists(), process)
             if attempt % 2:
                 time.sleep(numbers.uniform(2, 7))
             else:
