@@ -109,9 +109,7 @@ class Run:
                     self._check_same_run(candidate, state)
                     return state
         if damaged is not None:
-            raise DataError(
-                f"{path.parent}: no state of the run there is whole; train anew with --restart"
-            ) from damaged
+            raise DataError(f"{damaged}; no other state of this run is whole, so train anew with --restart")
         if path.exists():
             raise UserError(
                 f"{path}: weights without the state of a run, so training would overwrite them; overwrite them with "
