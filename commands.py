@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import OutOfMemoryError, nn
 from torch.distributions import Distribution
 from tqdm import tqdm
 
@@ -26,6 +26,8 @@ from journal import Journal
 from models.vma.vma import VMA
 from randomness import StepNoise
 from trainer import Plan, Trainer, previous_state_path, state_path
+
+__all__ = ["OutOfMemoryError", "Run"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +52,8 @@ class Run:
             state = None if restart else self._state_to_resume(path)
             trainer = self._trainer(path)
             if restart:
-                state_path(path).unlink(missing_ok=True)
-                previous_state_path(path).unlink(missing_ok=True)
+                for old in (state_path(path), previous_state_path(path), path):
+                    old.unlink(missing_ok=True)
             if state is not None:
                 trainer.resume(state)
                 print(f"resuming {path} at step {trainer.progress.step}")
@@ -115,6 +117,12 @@ class Run:
                 f"{path}: weights without the state of a run, so training would overwrite them; overwrite them with "
                 "--restart, or choose another train_spec.checkpoint_path"
             )
+        log_file = Path(self.config.train_spec.log_file or "")
+        if log_file.is_file() and log_file.stat().st_size:
+            raise UserError(
+                f"train_spec.log_file: {log_file} holds the log of another run, and {path} has none to resume; choose "
+                "another log_file, or train anew with --restart"
+            )
         return None
 
     def _check_same_run(self, path: Path, state: dict[str, Any]) -> None:
@@ -133,10 +141,18 @@ class Run:
 
     # --- test ---------------------------------------------------------------------------------------------------------
 
+    def check_test(self) -> None:
+        """Find now what would stop the test after hours of training.  Raises UserError, DataError."""
+        device = parsers.device_of(self.config.test_spec.gpus, self._device)
+        parsers.test_images(self.config, device)
+        if self._named:
+            self._trained(device)
+
     def test(self) -> None:
-        """Run the test grid and write the table, cell by cell."""
+        """Run the test grid and write the table, cell by cell; cells that are there already are kept."""
         config, spec = self.config, self.config.test_spec
         device = parsers.device_of(spec.gpus, self._device)
+        torch.backends.cudnn.allow_tf32 = False  # a bound in float32, on every device
         model = self._trained(device)
         images = parsers.test_images(config, device)
         output = Path(spec.output_file)
@@ -144,20 +160,18 @@ class Run:
         ledger = evaluator.Ledger(output, grid.key())
         batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, spec.chunk)
         checkpoints.write_atomically(output.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
-        rows = []
         for classes, timesteps in grid.cells:
-            episodes = parsers.grid_episodes(config, images, classes, timesteps)
             cell = parsers.cell_name(classes, timesteps)
-            values = ledger.get(cell)
-            if values is None:
-                with tqdm(total=len(episodes), desc=cell, unit="target", dynamic_ncols=True) as bar:
-                    key = ("test", grid.seed, cell)
-                    values = evaluator.evaluate_cell(
-                        model, episodes, key, grid.importance_num, batch, chunk, bar.update
-                    )
-                ledger.put(cell, values)
-            rows.append(evaluator.summary(classes, timesteps, values, grid.importance_num))
-            reports.write_table(output, rows, config)
+            if ledger.get(cell) is not None:
+                continue
+            episodes = parsers.grid_episodes(config, images, classes, timesteps)
+            with tqdm(total=len(episodes), desc=cell, unit="target", dynamic_ncols=True) as bar:
+                key = ("test", grid.seed, cell)
+                values = evaluator.evaluate_cell(model, episodes, key, grid.importance_num, batch, chunk, bar.update)
+            ledger.put(cell, values)
+            reports.write_table(output, _rows(grid, ledger), config)
+        rows = _rows(grid, ledger)
+        reports.write_table(output, rows, config)
         print(reports.markdown(rows, config))
         print(f"written: {output}, and beside it the table as .md, the plot as .png, every target's bound as .npz")
 
@@ -213,6 +227,12 @@ def _state_in(path: Path) -> dict[str, Any]:
     if "optimizer" not in state:
         raise DataError(f"{path}: weights, not the state of a run")
     return state
+
+
+def _rows(grid: evaluator.Grid, ledger: evaluator.Ledger) -> list[dict[str, float | int]]:
+    """The table's rows, as far as the cells are finished, in the order of the grid."""
+    finished = ((c, m, ledger.get(parsers.cell_name(c, m))) for c, m in grid.cells)
+    return [evaluator.summary(c, m, values, grid.importance_num) for c, m, values in finished if values is not None]
 
 
 def _config_of(path: Path, state: dict[str, Any]) -> Config:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _BACKGROUND_CLASSES = {"official": 964, "45-5": 1479}
 _EVALUATION_CLASSES = {"official": 659, "45-5": 144}
 _DIGITS = 10
+_TEST_DIGITS = 10_000  # images
+_NOISE_BLOCK = 50  # samples, randomness.TargetNoise.BLOCK
 _TEST_GLYPHS = 60  # classes
 _SMALLEST_CLASS = {"omniglot": 20, "glyphs": 20, "mnist": 5421}  # images, in training
 _SMALLEST_TEST_CLASS = {"omniglot": 20, "glyphs": 20, "mnist": 892}
@@ -214,6 +216,24 @@ def _metric_samples(spec: TestSpec) -> Iterator[Problem]:
         yield "test_spec.metric", text
 
 
+def _test_size(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
+    images = {"omniglot": 20 * _EVALUATION_CLASSES[data.split], "mnist": _TEST_DIGITS, "glyphs": 20 * _TEST_GLYPHS}
+    if spec.targets and spec.targets > images[data.kind]:
+        yield "test_spec.targets", f"{spec.targets} is more than the {images[data.kind]} images of test_data; use null"
+    if spec.chunk and spec.chunk % _NOISE_BLOCK:
+        down, up = spec.chunk // _NOISE_BLOCK * _NOISE_BLOCK, -(-spec.chunk // _NOISE_BLOCK) * _NOISE_BLOCK
+        near = f"{down} or {up}" if down else f"{up}"
+        yield "test_spec.chunk", f"{spec.chunk} is not a multiple of {_NOISE_BLOCK}; use {near}"
+
+
+def _files(train: TrainSpec, test: TestSpec) -> Iterator[Problem]:
+    """Files that are written must not be written over."""
+    if not test.output_file.endswith(".csv"):
+        yield "test_spec.output_file", f"{test.output_file} does not end in .csv, as the names of its neighbours need"
+    if train.log_file in (train.checkpoint_path, test.output_file):
+        yield "train_spec.log_file", f"{train.log_file} is the name of another file; choose another"
+
+
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
     *(((name,), _source(name)) for name in ("train_data", "val_data", "test_data")),
     (("train_data",), _train_memory),
@@ -225,4 +245,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = 
     (("model", "train_data", "val_data", "test_spec"), _dummies),
     (("train_spec",), _warmup),
     (("test_spec",), _metric_samples),
+    (("test_data", "test_spec"), _test_size),
+    (("train_spec", "test_spec"), _files),
 )

@@ -23,7 +23,7 @@ from models.vma.vma import VMA, address_accuracy, kl_a
 from randomness import TargetNoise
 
 # Decodes at once: on a CPU as many as its caches like, on a GPU as many as keep it busy.
-DECODES_AT_ONCE = {"cpu": 200, "cuda": 16384}
+DECODES_AT_ONCE = {"cpu": 200, "cuda": 4096}
 
 PARTS = ("bound", "kl_a", "kl_z", "address_accuracy")  # nats, the last a fraction
 PerTarget = dict[str, np.ndarray]  # PARTS, each [n] float64

@@ -41,10 +41,12 @@ def device_of(gpus: tuple[int, ...] | str, argument: str | None = None) -> torch
         _log.warning("gpus: %s: one process uses one GPU, the first of them", list(gpus))
     if wanted == "auto":
         return torch.device("cuda:0" if there else "cpu")
-    device = torch.device(wanted)
-    if device.type == "cuda" and (device.index or 0) >= there:
+    if wanted == "cpu":
+        return torch.device("cpu")
+    number = int(wanted.partition(":")[2] or 0)
+    if number >= there:
         raise UserError(f"device {wanted}: this machine shows {there} GPUs to PyTorch; use --device cpu or gpus: []")
-    return torch.device("cuda:0") if wanted == "cuda" else device
+    return torch.device("cuda", number)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ class TargetNoise:
     """Noise of samples `first .. first + K - 1` of each of G targets with a memory of their own (T = 1).
 
     Samples come in blocks of `BLOCK`; a block is a function of (key, target, block), so that neither the batch a
-    target stands in nor the chunks of K change its numbers.  `first` must be a multiple of `BLOCK`.
+    target stands in nor the chunks of K change its numbers; asked again, it gives the same ones.  `first` must be a
+    multiple of `BLOCK`.
     """
 
     BLOCK = 50

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def device(text: str) -> str:
-    if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdecimal()):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
     return text
 
@@ -56,14 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
         again = [argument for argument in sys.argv[1:] if argument != "--restart"] if arguments is None else arguments
         print(f"stopped by {stopped}; resume with: python run.py {shlex.join(again)}", file=sys.stderr)
         return stopped.status
-    except (OSError, ArithmeticError) as error:
+    except (OSError, ArithmeticError, MemoryError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
-    """Raises UserError, Stopped, OSError and NonFiniteError, each with a message for the user."""
+    """Raises UserError, Stopped, OSError, MemoryError and NonFiniteError, each with a message for the user."""
     import config as configuration
 
     roots = [
@@ -76,12 +77,18 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     import commands  # and with it torch, which takes seconds
 
     run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)
-    if args.train:
-        run.train(restart=args.restart)
-    if args.test:
-        run.test()
-    if args.sample:
-        run.sample()
+    try:
+        if args.train:
+            if args.test or args.sample:
+                run.check_test()
+            run.train(restart=args.restart)
+        if args.test:
+            run.test()
+        if args.sample:
+            run.sample()
+    except commands.OutOfMemoryError as error:
+        advice = "lower train_data.batch_size, or for the test set test_spec.chunk=50 and lower test_data.batch_size"
+        raise MemoryError(f"{str(error).splitlines()[0]} {advice}") from None
 
 
 if __name__ == "__main__":

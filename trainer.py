@@ -169,10 +169,12 @@ class Trainer:
     def _pause(self, journal: Journal) -> float:
         """Look and save, where that is due; the seconds it took."""
         started, step, plan = time.monotonic(), self.progress.step, self.plan
+        validated = False
         if self._due(plan.val_every) and self.progress.looked < step:
             self._look(journal)
-        if step % plan.save_every == 0 and 0 < step < plan.steps:
-            self.save_state()
+            validated = self.validation is not None
+        if (validated or (step and step % plan.save_every == 0)) and step < plan.steps:
+            self.save_state()  # after a validation too, whose row must not be written twice
         return time.monotonic() - started
 
     def _due(self, every: int) -> bool:
@@ -234,9 +236,10 @@ class Trainer:
         if values["bound"] > self.progress.best:
             self.progress.best, self.progress.best_step = values["bound"], self.progress.step
             self.save_weights()
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         tqdm.write(
-            f"step {self.progress.step}: validation bound {values['bound']:.2f} nats (best {self.progress.best:.2f} "
-            f"at step {self.progress.best_step}), address accuracy {values.get('address_accuracy', math.nan):.3f}"
+            f"step {self.progress.step}: validation {shown}; best bound {self.progress.best:.2f} nats "
+            f"at step {self.progress.best_step}"
         )
 
     def save_weights(self) -> None:

@@ -270,6 +270,32 @@ print(len(seen), len(list(path.parent.glob(".*.part"))))
 """
 
 
+def test_the_old_file_is_replaced_and_never_written_to(saved: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(saved)
+    with path.open("rb") as old:
+        checkpoints.save(path, {"model": torch.zeros(3)})
+        assert old.read() == saved
+    assert list(checkpoints.load(path)) == ["model"]
+
+
+def test_a_save_that_is_interrupted_before_the_end_changes_nothing(
+    saved: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(saved)
+    for step in ("fsync", "fdopen"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, step, interrupted)
+            checkpoints.save(path, {"model": torch.zeros(3)})
+        assert path.read_bytes() == saved
+        assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def interrupted(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> None:
     status, out, err = finish(start("-c", _KILLED_WHILE_SAVING, str(tmp_path / "a.pt"), "12"))
     assert status == 0, err

@@ -272,12 +272,12 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in iterto
     ],
 )
 def test_yaml_that_is_refused(text: str, expected: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(strict_yaml.StrictYamlError) as caught:
         strict_yaml.parse(text)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.usefixtures("parser")
@@ -669,7 +669,7 @@ def configs(draw: st.DrawFn) -> Config:
             val_every=draw(st.none() | positives),
         ),
         test_spec=config.TestSpec(
-            output_file=draw(texts),
+            output_file=draw(texts) + ".csv",
             gpus=draw(gpus),
             test_params=config.TestParams(
                 max_batch_cls=tuple(draw(st.lists(st.integers(1, 10), min_size=1, unique=True))),

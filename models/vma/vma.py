@@ -22,7 +22,7 @@ from models.vma.prior import LatentPrior
 
 
 class Noise(Protocol):
-    """Where the model's random numbers come from; successive calls give fresh ones."""
+    """Where the model's random numbers come from; the model asks once for each kind."""
 
     def uniform(self, *shape: int) -> Tensor: ...
 
