@@ -655,7 +655,7 @@ def configs(draw: st.DrawFn) -> Config:
         test_data=config.TestDataConfig(**shared, batch_size=draw(positives)),
         train_spec=config.TrainSpec(
             checkpoint_path=draw(texts),
-            log_file=draw(st.none() | texts),
+            log_file=draw(st.none() | texts.map(lambda text: text + ".jsonl")),
             gpus=draw(gpus),
             steps=steps,
             optimizer=draw(st.sampled_from(config.OPTIMIZERS)),
@@ -675,7 +675,8 @@ def configs(draw: st.DrawFn) -> Config:
                 max_batch_cls=tuple(draw(st.lists(st.integers(1, 10), min_size=1, unique=True))),
                 timesteps=tuple(draw(st.lists(st.integers(0, 19), min_size=1, unique=True))),
             ),
-            targets=draw(st.none() | positives),
+            targets=draw(st.none() | st.integers(1, 1200)),
+            chunk=draw(st.none() | st.integers(1, 99).map(lambda blocks: 50 * blocks)),
         ),
     )
 
@@ -687,6 +688,48 @@ def test_a_config_reads_back_to_the_same_object(c: Config) -> None:
     assert config.parse(text, "dump") == c
     assert config.dump(config.parse(text, "dump")) == text
     assert yaml.safe_load(text), "any YAML reader takes it"
+
+
+# --- what the test needs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("test_spec.chunk=70", "test_spec.chunk: 70 is not a multiple of 50; use 50 or 100"),
+        ("test_spec.chunk=30", "test_spec.chunk: 30 is not a multiple of 50; use 50"),
+        ("test_spec.targets=13181", "test_spec.targets: 13181 is more than the 13180 images of test_data; use null"),
+        ("test_spec.output_file=runs/table.md", "test_spec.output_file: runs/table.md does not end in .csv"),
+        ("train_spec.log_file=runs/vma/vma.pt", "train_spec.log_file: runs/vma/vma.pt is the name of another file"),
+    ],
+)
+def test_what_would_stop_the_test_is_found_before_the_training(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        vma(override)
+
+
+def test_the_largest_test_is_accepted() -> None:
+    assert vma("test_spec.targets=13180", "test_spec.chunk=100").test_spec.chunk == 100
+
+
+def test_chunks_are_blocks_of_the_noise() -> None:
+    import config_rules
+    from randomness import TargetNoise
+
+    assert config_rules._NOISE_BLOCK == TargetNoise.BLOCK
+
+
+def test_all_classes_of_mnist_are_trained_on_unless_asked_otherwise() -> None:
+    text = (ROOT / "configs" / "mnist.yaml").read_text()
+    without = "\n".join(line for line in text.splitlines() if "held_out_classes" not in line)
+    assert without != text
+    assert config.parse(without, "mnist.yaml").train_data.held_out_classes == 0
+
+
+def test_a_checkpoint_of_one_split_is_not_tested_on_the_other() -> None:
+    parts = ("train_data", "val_data", "test_data")
+    other = vma(*(f"{part}.split=45-5" for part in parts))
+    assert any("test_data.split" in line for line in config.differences(vma(), other, only=config.MODEL_KEYS))
 
 
 # --- differences ------------------------------------------------------------------------------------------------------

@@ -185,9 +185,9 @@ def test_only_missing_cells_are_computed(run: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "changes",
     [
-        ("test_data.batch_size=1",),
+        pytest.param(("test_data.batch_size=1",), marks=pytest.mark.slow),
         ("test_data.batch_size=5", "test_spec.chunk=50"),
-        ("test_data.batch_size=12", "test_spec.chunk=100"),
+        pytest.param(("test_data.batch_size=12", "test_spec.chunk=100"), marks=pytest.mark.slow),
         ("test_spec.test_params.timesteps=[3]",),
         ("test_spec.test_params.max_batch_cls=[2]", "test_spec.test_params.timesteps=[3, 1]"),
     ],

@@ -209,6 +209,7 @@ def test_a_finished_run_may_be_prolonged(tmp_path: Path, whole: Callable[[str], 
     assert curves(whole("plain")).items() <= curves(tmp_path).items()
 
 
+@pytest.mark.slow
 def test_a_moved_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]) -> None:
     stopped(monkeypatch, tmp_path / "here", "plain", ("train", 5, 0))
     shutil.move(tmp_path / "here", tmp_path / "there")

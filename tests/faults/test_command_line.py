@@ -139,3 +139,25 @@ def test_a_real_process_answers_without_a_traceback(tmp_path: Path) -> None:
     status, _, err = finish(start_program(tmp_path, "--train", "--device", "cuda:99"))
     assert status == 2
     assert "device cuda:99" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["cuda:200", "cuda:9999", "cuda:99999", "cuda:٣", "cuda:-1", "gpu"])
+def test_devices_that_cannot_be_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    try:
+        status = main(tmp_path, "--train", "--device", name)
+    except SystemExit as left:  # argparse
+        status = left.code  # type: ignore[assignment]
+    assert status == 2
+    assert name in capsys.readouterr().err
+
+
+def test_the_log_of_another_run_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    log = (tmp_path / "log.jsonl").read_text()
+    other = f"train_spec.checkpoint_path={tmp_path / 'other.pt'}"
+    assert main(tmp_path, "--train", other, "train_spec.steps=1") == 2
+    assert "log.jsonl holds the log of another run" in capsys.readouterr().err
+    assert (tmp_path / "log.jsonl").read_text() == log
+    assert (
+        main(tmp_path, "--train", other, f"train_spec.log_file={tmp_path / 'other.jsonl'}", "train_spec.steps=1") == 0
+    )

@@ -38,7 +38,7 @@ def break_at(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> list[dict
     return seen
 
 
-@pytest.mark.parametrize("what", ["nan", "inf", "gradient"])
+@pytest.mark.parametrize("what", ["nan", pytest.param("inf", marks=pytest.mark.slow), "gradient"])
 def test_the_run_stops_with_the_weights_of_the_step_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
