@@ -5,6 +5,7 @@ A file is what `torch.save` writes (a zip archive), with the SHA-256 of everythi
 """
 
 import fcntl
+import glob
 import hashlib
 import io
 import os
@@ -116,6 +117,8 @@ def held(path: Path) -> Iterator[None]:
                 f"{path}: another training writes to this checkpoint; wait for it, "
                 "or choose another train_spec.checkpoint_path"
             ) from None
+        for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*.part"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
         yield
 
 

@@ -19,7 +19,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(prog="run.py", description="Variational Memory Addressing: train, test and sample from one YAML file.")
+    p = Parser(
+        prog="run.py",
+        allow_abbrev=False,
+        description="Variational Memory Addressing: train, test and sample from one YAML file.",
+    )
     p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration: configs/vma.yaml")
     p.add_argument("--train", action="store_true", help="train; the same command resumes an interrupted run")
     p.add_argument("--test", action="store_true", help="run the test grid and write the table")
