@@ -160,6 +160,8 @@ class Run:
         ledger = evaluator.Ledger(output, grid.key())
         batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, spec.chunk)
         checkpoints.write_atomically(output.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
+        if rows := _rows(grid, ledger):
+            reports.write_table(output, rows, config)
         for classes, timesteps in grid.cells:
             cell = parsers.cell_name(classes, timesteps)
             if ledger.get(cell) is not None:
@@ -169,9 +171,8 @@ class Run:
                 key = ("test", grid.seed, cell)
                 values = evaluator.evaluate_cell(model, episodes, key, grid.importance_num, batch, chunk, bar.update)
             ledger.put(cell, values)
-            reports.write_table(output, _rows(grid, ledger), config)
-        rows = _rows(grid, ledger)
-        reports.write_table(output, rows, config)
+            rows = _rows(grid, ledger)
+            reports.write_table(output, rows, config)
         print(reports.markdown(rows, config))
         print(f"written: {output}, and beside it the table as .md, the plot as .png, every target's bound as .npz")
 

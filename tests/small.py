@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -44,6 +45,17 @@ train_spec: {{checkpoint_path: "{folder}/vma.pt", log_file: "{folder}/log.jsonl"
 test_spec: {{output_file: "{folder}/table.csv", gpus: [], importance_num: 60, targets: 12,
   test_params: {{max_batch_cls: [1, 2], timesteps: [1, 3]}}}}
 """
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

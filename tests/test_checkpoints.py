@@ -4,11 +4,8 @@ import hashlib
 import io
 import os
 import pickle
-import resource
 import subprocess
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small import finish, start
+from small import files_of_at_most, finish, start
 
 import checkpoints
 from errors import DataError, UserError
@@ -51,17 +48,6 @@ def sealed(archive: bytes) -> bytes:
     """`archive` (a zip without comment) with a checksum that is right."""
     changed = archive[:-2] + _COMMENT.to_bytes(2, "little")
     return changed + b"sha256:" + hashlib.sha256(changed).hexdigest().encode()
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # --- whole files ------------------------------------------------------------------------------------------------------

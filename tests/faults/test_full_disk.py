@@ -3,27 +3,14 @@
 import os
 import resource
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small import board, curves, main, rows
+from small import board, curves, files_of_at_most, main, rows
 
 import checkpoints
 from data.episodes import EpisodeLoader, Episodes
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def full_from_step(monkeypatch: pytest.MonkeyPatch, step: int, size: int) -> None:
