@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _log = logging.getLogger(__name__)
+
+_EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 
 class Journal:
@@ -44,6 +48,7 @@ class Journal:
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
+            _wait_for_a_later_name(tensorboard)
             self._board = SummaryWriter(str(tensorboard), purge_step=0 if start is None else start + 1)
 
     def scalars(self, part: str, step: int, values: Mapping[str, float]) -> None:
@@ -78,6 +83,16 @@ class Journal:
             if not self._warned:
                 _log.warning("the log cannot be written (%s); the training goes on without it", error)
             self._warned = True
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """TensorBoard reads event files in the order of their names, and these begin with the second of their making.
+
+    A file of the same second may sort before the one that is there already, and is then never read.
+    """
+    seconds = [int(found[1]) for file in folder.glob("events.*") if (found := _EVENTS.match(file.name))]
+    if seconds and max(seconds) == int(time.time()):
+        time.sleep(1 - time.time() % 1)
 
 
 def _step_of(row: str) -> float:

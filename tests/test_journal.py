@@ -68,6 +68,19 @@ def test_a_resumed_run_takes_back_what_lies_beyond_its_start(
     assert board_pictures(tb) == {"train/grid": [4, 8, 12]}
 
 
+def test_a_run_that_goes_on_within_the_second_it_was_begun_in_is_read_whole(tmp_path: Path) -> None:
+    begun = Journal(None, tmp_path, 0)
+    begun.scalars("train", 1, {"bound": 1})
+    begun.close()
+    (file,) = tmp_path.iterdir()
+    *start, _, last = file.name.split(".")
+    file.rename(tmp_path / ".".join([*start, "9999999", last]))  # a process whose number comes last of all
+    resumed = Journal(None, tmp_path, 1)
+    resumed.scalars("train", 2, {"bound": 2})
+    resumed.close()
+    assert board(tmp_path)["train/bound"] == [(1, 1), (2, 2)]
+
+
 def test_a_run_from_the_beginning_replaces_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count_seconds(monkeypatch)
     for sign in (1, -1):
