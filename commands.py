@@ -19,7 +19,7 @@ import parsers
 import pictures
 import reports
 from config import Config
-from data.episodes import EpisodeLoader
+from data.episodes import EpisodeLoader, MixedLoader
 from errors import DataError, UserError
 from interrupts import StopRequest
 from journal import Journal
@@ -70,7 +70,7 @@ class Run:
         config, spec = self.config, self.config.train_spec
         device = parsers.device_of(spec.gpus, self._device)
         images = parsers.training_images(config, device)
-        train = parsers.train_loader(config, images.train)
+        train = parsers.train_loader(config, images)
         validation = parsers.validation_loader(config, images)
         model = parsers.build_model(config, device)
         optimizer = parsers.build_optimizer(spec, model)
@@ -244,7 +244,7 @@ def _config_of(path: Path, state: dict[str, Any]) -> Config:
 
 
 def _illustrator(
-    loaders: dict[str, EpisodeLoader | None], device: torch.device
+    loaders: dict[str, EpisodeLoader | MixedLoader | None], device: torch.device
 ) -> Callable[[nn.Module, Journal, int], None]:
     """Puts a grid of the same episodes of each part into the journal."""
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
@@ -115,6 +115,10 @@ def _pair(value: object) -> object:
     return tuple(_whole(item) for item in value) if isinstance(value, list | tuple) else value
 
 
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else () if value is None else value
+
+
 def _side(value: object) -> object:
     """The side of a square image, given as n or as [n, n]."""
     if not isinstance(value, list | tuple):
@@ -135,11 +139,6 @@ def _metric(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"elbo(@[1-9][0-9]{0,8})?", value.lower()):
         raise ValueError("expected elbo, or elbo@N with N equal to importance_num")
     return value.lower()
-
-
-def _reserved(value: object) -> None:
-    if value is not None:
-        raise ValueError("reserved for a later version; expected null")
 
 
 def _argument(value: object) -> object:
@@ -164,7 +163,6 @@ Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 Side: TypeAlias = Annotated[int, BeforeValidator(_side), Field(ge=20, le=64)]
 Optimizer: TypeAlias = Annotated[str, PlainValidator(_optimizer)]
 Metric: TypeAlias = Annotated[str, PlainValidator(_metric)]
-Reserved: TypeAlias = Annotated[None, PlainValidator(_reserved)]
 Argument: TypeAlias = Annotated[Any, PlainValidator(_argument)]
 PositiveList: TypeAlias = Annotated[tuple[Positive, ...], BeforeValidator(_expand), Field(min_length=1)]
 NaturalList: TypeAlias = Annotated[tuple[Natural, ...], BeforeValidator(_expand), Field(min_length=1)]
@@ -209,12 +207,35 @@ class DataConfig(_Section):
     classes: Positive = 200  # of training, glyphs only
 
 
+class AugmentConfig(_Section):
+    """One random map for all images of a class in an episode."""
+
+    keep: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability that a class is left alone
+    flips: bool = True
+    turns: bool = True  # by quarters
+    rotation: Annotated[float, Field(ge=0, le=180)] = 15.0  # degrees, at most
+    scale: Annotated[float, Field(ge=0, le=1)] = 0.15  # at most by 1 + scale, up or down
+    shear: Annotated[float, Field(ge=0, le=1)] = 0.15  # at most
+
+
+class MixtureConfig(_Section):
+    """One more composition of memories to train with, drawn for a step with a probability ~ `weight`."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0  # that of the composition which stands in train_data itself is 1
+    timesteps: Positive
+    exact: bool = True
+    max_img_per_class: Positive | None = None
+    max_batch_cls: Positive | None = None
+    targets_per_memory: Positive = 1
+
+
 class TrainDataConfig(DataConfig):
     """The images of training; those of validation are taken from them, class by class."""
 
     targets_per_memory: Positive = 1
     held_out_classes: Natural = 48  # mnist: 0, since all of its classes are tested
-    augment: Reserved = None
+    augment: AugmentConfig | None = None
+    mixture: Annotated[tuple[MixtureConfig, ...], BeforeValidator(_tuple)] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -266,6 +287,7 @@ class TrainSpec(_Section):
     scheduler: SchedulerSpec | None = None
     seed: Natural = 0
     objective: Literal["vimco", "marginal"] = "vimco"
+    z_gradient: Literal["standard", "doubly"] = "standard"
     precision: Literal["fp32", "bf16"] = "fp32"
     grad_clip: Annotated[float, Field(gt=0)] | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -418,9 +440,21 @@ def _correct_keys(raw: dict[str, Any], schema: type[BaseModel], prefix: str = ""
             raw[near[0]] = value
         yield f"{prefix}{strict_yaml.shown(key)}", f"unknown key; {hint}"
     for name, field in schema.model_fields.items():
-        below = field.annotation
-        if isinstance(below, type) and issubclass(below, BaseModel) and isinstance(raw.get(name), dict):
-            yield from _correct_keys(raw[name], below, f"{prefix}{name}.")
+        below, value = _section_in(field.annotation), raw.get(name)
+        if below is None or below.model_config.get("extra") == "allow":
+            continue
+        parts = enumerate(value) if isinstance(value, list) else ()
+        within = {prefix + name: value, **{f"{prefix}{name}[{i}]": part for i, part in parts}}
+        for path, section in within.items():
+            if isinstance(section, dict):
+                yield from _correct_keys(section, below, f"{path}.")
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The schema in a type such as `Section`, `Section | None` or `tuple[Section, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
 
 
 def _sections(raw: Mapping[str, Any]) -> tuple[dict[str, BaseModel], list[Problem]]:
@@ -465,6 +499,8 @@ def _yaml(value: object) -> str:
         return json.dumps(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
     return str(value)
 
 

@@ -42,6 +42,20 @@ def _train_memory(data: TrainDataConfig) -> Iterator[Problem]:
     yield from _composition("train_data", data, classes - held)
 
 
+def _mixture(data: TrainDataConfig) -> Iterator[Problem]:
+    """Every further composition must fit the classes and the batch as the first one does."""
+    classes = _training_classes(data)
+    held = data.held_out_classes if data.held_out_classes < classes else 0
+    for number, one in enumerate(data.mixture):
+        section, targets = f"train_data.mixture[{number}]", one.targets_per_memory
+        if data.batch_size % targets:
+            near = [str(n) for n in range(targets // 2, 2 * targets) if n and data.batch_size % n == 0]
+            text = f"{targets} does not divide train_data.batch_size {data.batch_size}; use {' or '.join(near)}"
+            yield f"{section}.targets_per_memory", text
+        composed = data.model_copy(update={**one.model_dump(exclude={"weight"}), "batch_size": targets})
+        yield from _composition(section, composed, classes - held)
+
+
 def _validation_memory(train: TrainDataConfig, val: DataConfig) -> Iterator[Problem]:
     """Validation draws its memories from the held-out classes; without any there is no validation."""
     unlimited = _training_classes(train)
@@ -237,6 +251,7 @@ def _files(train: TrainSpec, test: TestSpec) -> Iterator[Problem]:
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
     *(((name,), _source(name)) for name in ("train_data", "val_data", "test_data")),
     (("train_data",), _train_memory),
+    (("train_data",), _mixture),
     (("train_data",), _held_out),
     (("train_data", "val_data"), _validation_memory),
     (("train_data", "val_data", "test_data"), _same_images),

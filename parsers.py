@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import autoencoders.omniglot.vma
-from config import Config, DataConfig, SchedulerSpec, TrainSpec
+from config import Config, DataConfig, MixtureConfig, SchedulerSpec, TrainDataConfig, TrainSpec
 from data import glyphs, mnist, omniglot
-from data.episodes import EpisodeLoader, EpisodeSpec, GridEpisodes, spread_targets
+from data.augment import Augment, Warp
+from data.episodes import Augmented, EpisodeLoader, EpisodeSpec, GridEpisodes, MixedLoader, spread_targets
 from data.images import ClassImages, hold_out, resample
 from errors import UserError
 from models.distributions import LIKELIHOODS
@@ -58,32 +59,55 @@ class TrainingImages:
 
     train: ClassImages
     held_out: ClassImages
+    drawings: ClassImages | None = None  # those of `train` at full size, where they are augmented
 
 
 def training_images(config: Config, device: torch.device) -> TrainingImages:
     """The training classes, less those held out by the seed.  Raises DataError, UserError."""
     data = config.train_data
-    images = _read(data, "train")
-    train, held_out = hold_out(images, data.held_out_classes, config.train_spec.seed)
-    return TrainingImages(train.to(device), held_out.to(device))
+    drawings = _drawings(data, "train")
+    train, held_out = hold_out(_resampled(data, drawings), data.held_out_classes, config.train_spec.seed)
+    if data.augment is None:
+        return TrainingImages(train.to(device), held_out.to(device))
+    seen, _ = hold_out(drawings, data.held_out_classes, config.train_spec.seed)
+    return TrainingImages(train.to(device), held_out.to(device), seen.to(device))
 
 
 def test_images(config: Config, device: torch.device) -> ClassImages:
     """The classes of the test.  Raises DataError."""
-    return _read(config.test_data, "test").to(device)
+    return _resampled(config.test_data, _drawings(config.test_data, "test")).to(device)
 
 
-def _read(data: DataConfig, subset: str) -> ClassImages:
+def _drawings(data: DataConfig, subset: str) -> ClassImages:
+    """The images at full size."""
+    return SOURCES[data.kind](data, subset)
+
+
+def _resampled(data: DataConfig, drawings: ClassImages) -> ClassImages:
     try:
-        return resample(SOURCES[data.kind](data, subset), data.resize, data.resample)
+        return resample(drawings, data.resize, data.resample)
     except ValueError as error:
         raise UserError(f"resize: {data.resize} and resample: {data.resample}: {error}") from None
 
 
-def train_loader(config: Config, images: ClassImages) -> EpisodeLoader:
+def train_loader(config: Config, images: TrainingImages) -> EpisodeLoader | MixedLoader:
     """Episodes to train on.  Raises UserError where the memory does not fit the classes."""
-    data = config.train_data
-    return EpisodeLoader(images, _spec(data, data.targets_per_memory), data.batch_size, config.train_spec.seed, "train")
+    data, seed = config.train_data, config.train_spec.seed
+    augmented = _augmented(data, images.drawings)
+
+    def loader(composition: TrainDataConfig | MixtureConfig) -> EpisodeLoader:
+        spec = _spec(composition, composition.targets_per_memory)
+        return EpisodeLoader(images.train, spec, data.batch_size, seed, "train", augmented=augmented)
+
+    if not data.mixture:
+        return loader(data)
+    return MixedLoader([loader(data), *map(loader, data.mixture)], [1.0, *(one.weight for one in data.mixture)], seed)
+
+
+def _augmented(data: TrainDataConfig, drawings: ClassImages | None) -> Augmented | None:
+    if data.augment is None or drawings is None:
+        return None
+    return Augmented(Augment(**data.augment.model_dump()), Warp(drawings, data.resize, data.resample))
 
 
 def validation_loader(config: Config, images: TrainingImages) -> EpisodeLoader | None:
@@ -105,7 +129,7 @@ def cell_name(max_batch_cls: int, timesteps: int) -> str:
     return f"C={max_batch_cls} M={timesteps}"
 
 
-def _spec(data: DataConfig, targets_per_memory: int = 1) -> EpisodeSpec:
+def _spec(data: DataConfig | MixtureConfig, targets_per_memory: int = 1) -> EpisodeSpec:
     return EpisodeSpec(
         timesteps=data.timesteps,
         exact=data.exact,
@@ -143,6 +167,7 @@ def build_model(config: Config, device: torch.device) -> VMA:
             num_dummies=model.num_dummies,
             importance_num=model.importance_num,
             objective=config.train_spec.objective,
+            doubly=config.train_spec.z_gradient == "doubly",
         )
     return vma.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

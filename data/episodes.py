@@ -8,11 +8,13 @@ the images are gathered, for the part of this process only.  Nothing here waits 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from data.augment import Augment, Warp
 from data.images import ClassImages
 from errors import UserError
 from randomness import Slice, generator
@@ -171,6 +173,11 @@ class _Sampler:
         self._counts = images.counts.to(device)  # [C]
         self._offsets = images.offsets.to(device)  # [C]
 
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self._counts)
+
     def targets(self, groups: int, numbers: _Numbers) -> Tensor:
         """Rows [G]: a uniform class and a uniform image of it; where classes are equally large, a uniform image."""
         classes = numbers.below(torch.full((groups,), len(self._counts), device=self._counts.device))
@@ -267,6 +274,14 @@ def _rows(images: Tensor, index: Tensor) -> Tensor:
     return images.index_select(0, index.flatten()).view(*index.shape, *images.shape[1:]).float()
 
 
+@dataclass(frozen=True)
+class Augmented:
+    """How the maps of classes are drawn, and the drawings that are seen through them."""
+
+    spec: Augment
+    warp: Warp
+
+
 class EpisodeLoader:
     """Endless, addressed episodes for training and validation, drawn on the device of the images.
 
@@ -275,7 +290,14 @@ class EpisodeLoader:
     """
 
     def __init__(
-        self, images: ClassImages, spec: EpisodeSpec, batch_size: int, seed: int, split: str, part: Slice = Slice()
+        self,
+        images: ClassImages,
+        spec: EpisodeSpec,
+        batch_size: int,
+        seed: int,
+        split: str,
+        part: Slice = Slice(),
+        augmented: Augmented | None = None,
     ) -> None:
         """Raises a UserError where the spec does not fit the classes or the batch does not divide."""
         spec.check(images.counts)
@@ -287,6 +309,7 @@ class EpisodeLoader:
                 f"{spec.targets_per_memory}, processes {part.world}); use {' or '.join(working) or unit}"
             )
         self._images, self._seed, self._split, self._part = images.images, seed, split, part
+        self._augmented = augmented
         self.batch_size = batch_size
         self._groups = batch_size // spec.targets_per_memory
         self._sampler = _Sampler(spec, images, images.images.device)
@@ -294,8 +317,22 @@ class EpisodeLoader:
     def at(self, step: int) -> Episodes:
         """The episodes of a step: this process's slice along G of the global batch."""
         numbers = _Numbers(generator(self._images.device, "episodes", self._seed, self._split, step))
-        x, memory = self._drawn(numbers)
-        return _gathered(self._images, self._sampler.class_of, self._part.of(x, 0), self._part.of(memory, 0))
+        x, memory = (self._part.of(rows, 0) for rows in self._drawn(numbers))
+        episodes = _gathered(self._images, self._sampler.class_of, x, memory)
+        return episodes if self._augmented is None else self._mapped(episodes, self._augmented, step)
+
+    def _mapped(self, episodes: Episodes, augmented: Augmented, step: int) -> Episodes:
+        """The episodes with every class drawn through a map of its own in every memory."""
+        source = generator(self._images.device, "augment", self._seed, self._split, step)
+        classes = self._sampler.classes
+        maps = augmented.spec.maps(self._groups * classes, source).view(self._groups, classes, 2, 2)
+        local = self._part.of(maps, 0)  # [G, C, 2, 2]
+        group = torch.arange(len(local), device=local.device).unsqueeze(1)
+        return replace(
+            episodes,
+            x=augmented.warp(episodes.x_index, local[group, episodes.x_class]),
+            memory=augmented.warp(episodes.memory_index, local[group, episodes.memory_class]),
+        )
 
     def _drawn(self, numbers: _Numbers) -> tuple[Tensor, Tensor]:
         """Rows [G, T] and [G, M] of the global batch."""
@@ -303,6 +340,20 @@ class EpisodeLoader:
             return self._sampler.shared(self._groups, numbers)
         target = self._sampler.targets(self._groups, numbers)
         return target.unsqueeze(1), self._sampler.memories(target, numbers)
+
+
+class MixedLoader:
+    """Draws one of several loaders for every step, as a function of (seed, step), with probabilities ~ `weights`."""
+
+    def __init__(self, loaders: Sequence[EpisodeLoader], weights: Sequence[float], seed: int) -> None:
+        self._loaders, self._weights, self._seed = loaders, torch.tensor(weights), seed
+        self.batch_size = loaders[0].batch_size
+
+    def at(self, step: int) -> Episodes:
+        """The episodes of a step, all with memories of one composition."""
+        source = generator("cpu", "mixture", self._seed, step)
+        chosen = int(self._weights.multinomial(1, generator=source))
+        return self._loaders[chosen].at(step)
 
 
 class GridEpisodes:

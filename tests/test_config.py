@@ -368,7 +368,25 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("train_data.resize=19", "train_data.resize: value 19: expected greater than or equal to 20"),
         ("train_data.resize=65", "train_data.resize: value 65: expected less than or equal to 64"),
         ("train_data.resize=[26, 28]", "train_data.resize: value [26, 28]: expected one number or two equal ones"),
-        ("train_data.augment=flip", "train_data.augment: value 'flip': reserved for a later version"),
+        ("train_data.augment=flip", "train_data.augment: expected a section with keys, found 'flip'"),
+        ("train_data.augment.flip=true", "train_data.augment.flip: unknown key; did you mean flips?"),
+        ("train_data.augment.keep=2", "train_data.augment.keep: value 2: expected less than or equal to 1"),
+        (
+            "train_data.mixture=[{timesteps: 4, max_img_per_class: 4, wieght: 1}]",
+            "train_data.mixture[0].wieght: unknown key; did you mean weight?",
+        ),
+        (
+            "train_data.mixture=[{timesteps: 30, max_img_per_class: 4}]",
+            "train_data.mixture[0].timesteps: 30 is not a multiple of max_img_per_class 4",
+        ),
+        (
+            "train_data.mixture=[{timesteps: 4, max_img_per_class: 4, targets_per_memory: 3}]",
+            "train_data.mixture[0].targets_per_memory: 3 does not divide train_data.batch_size 256; use 1 or 2 or 4",
+        ),
+        (
+            "train_data.mixture=[{timesteps: 20, max_img_per_class: 20}]",
+            "train_data.mixture[0].max_img_per_class: 20 puts 20 images of a class into a memory",
+        ),
         ("train_data.exact=yes", "train_data.exact: value 'yes': expected a valid boolean"),
         ("train_data.root=null", "train_data.root: missing; kind omniglot needs the folder"),
         ("train_data.classes=100", "train_data.classes: 100 is for kind glyphs"),

@@ -617,3 +617,46 @@ def test_vimco_value_is_the_sampled_bound_of_the_model(tiny_model: Build) -> Non
     s = model.importance_samples(x, m, model.recognise(x, m), noise, 3)
     _, metrics = model.loss(episodes(x, memory), noise)
     torch.testing.assert_close(metrics["bound"], vimco(s.log_w, s.log_q_a), rtol=0, atol=1e-12)
+
+
+# --- the doubly reparameterised gradient ------------------------------------------------------------------------------
+
+
+def gradients(objective: str, doubly: bool, perturbed: float, seeds: int) -> dict[str, Tensor]:
+    """[seeds, ...] gradients of the loss of `linear_gaussian`, its q(z|x,m_a) off the posterior by `perturbed`."""
+    model = linear_gaussian().requires_grad_(True)
+    model.objective, model.doubly, model.importance_num = objective, doubly, 3
+    with torch.no_grad():
+        model.q_z.normal.parameters_of.bias += perturbed * torch.tensor([1.0, -1.0, 0.5, 0.5])
+    x, memory = linear_targets(4)
+    found: dict[str, list[Tensor]] = {}
+    for seed in range(seeds):
+        model.zero_grad()
+        model.loss(episodes(x, memory), StepNoise("cpu", "doubly", seed))[0].backward()
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                found.setdefault(name, []).append(p.grad.clone())
+    return {name: torch.stack(grads) for name, grads in found.items()}
+
+
+@pytest.mark.parametrize("objective", ["vimco", "marginal"])
+def test_doubly_has_no_noise_where_the_posterior_is_exact(objective: str) -> None:
+    """log w does not depend on z there, so every sample's gradient for q(z|x,m_a) vanishes; others are untouched."""
+    standard, doubly = (gradients(objective, way, 0.0, 1) for way in (False, True))
+    for name in standard:
+        if name.startswith("q_z"):
+            assert doubly[name].abs().max() < 1e-10 < 1e-3 < standard[name].abs().max()
+        elif name != "dummies":  # which q(z|x,m_a) sees too
+            torch.testing.assert_close(doubly[name], standard[name], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("objective", ["vimco", "marginal"])
+def test_doubly_has_the_same_mean_and_less_variance(objective: str) -> None:
+    standard, doubly = (gradients(objective, way, 0.4, 600) for way in (False, True))
+    for name in ("q_z.normal.parameters_of.bias", "q_z.normal.parameters_of.weight", "dummies"):
+        difference = (doubly[name] - standard[name]).flatten(1)
+        error = difference.std(0) / math.sqrt(len(difference))
+        assert (difference.mean(0).abs() <= 4.5 * error).all()
+        assert doubly[name].flatten(1).mean(0).norm() > 10 * error.norm()
+    name = "q_z.normal.parameters_of.bias"
+    assert doubly[name].var(0).sum() < 0.7 * standard[name].var(0).sum()

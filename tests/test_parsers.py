@@ -240,7 +240,7 @@ def test_networks_fit_the_images(tmp_path: Path, side: int, likelihood: str) -> 
     small = config(tmp_path, *sizes, f"model.likelihood={likelihood}")
     model = parsers.build_model(small, CPU)
     assert model.dummies.shape == (2, side, side)
-    batch = parsers.train_loader(small, parsers.training_images(small, CPU).train).at(0)
+    batch = parsers.train_loader(small, parsers.training_images(small, CPU)).at(0)
     assert batch.x.shape == (2, 4, side, side)
     loss, metrics = model.loss(batch, StepNoise(CPU, 0))
     assert loss.isfinite() and metrics["bound"].shape == (2, 4)
@@ -323,13 +323,13 @@ def test_test_classes_are_others(tmp_path: Path) -> None:
 def test_loaders_compose_what_the_configuration_says(tmp_path: Path) -> None:
     small = config(tmp_path)
     images = parsers.training_images(small, CPU)
-    train = parsers.train_loader(small, images.train)
+    train = parsers.train_loader(small, images)
     assert train.at(0).x.shape[:2] == (2, 4) and train.at(0).memory.shape[:2] == (2, 4)
     validation = parsers.validation_loader(small, images)
     assert validation is not None
     assert validation.at(0).x.shape[:2] == (8, 1)
     assert not torch.equal(train.at(0).x_index, train.at(1).x_index)
-    other = parsers.train_loader(config(tmp_path, "train_spec.seed=1"), images.train)
+    other = parsers.train_loader(config(tmp_path, "train_spec.seed=1"), images)
     assert not torch.equal(train.at(0).x_index, other.at(0).x_index)
 
 

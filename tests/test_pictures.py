@@ -61,7 +61,7 @@ def test_a_few_targets_from_all_over_are_shown(tmp_path: Path, targets: str, sho
 
 def test_the_grid_holds_the_images_black_on_white(tmp_path: Path, model: VMA) -> None:
     small = config(tmp_path)
-    episodes = parsers.train_loader(small, parsers.training_images(small, CPU).train).at(0)
+    episodes = parsers.train_loader(small, parsers.training_images(small, CPU)).at(0)
     grid = pictures.episode_grid(model, episodes, noise())
     assert grid.dtype == np.uint8 and grid.shape == (2 * 22, (4 + 1 + 1 + 8) * 22)
     for g in range(2):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, kl_divergence
+from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from models import objectives
 from models.features import Features
@@ -75,9 +75,10 @@ class Recognition:
 
 @dataclass(frozen=True)
 class Samples:
-    """Log-probabilities [K, G, T] in nats of samples a ~ q(a|M,x), z ~ q(z|x,m_a)."""
+    """Samples a ~ q(a|M,x) [K, G, T] and z ~ q(z|x,m_a) [K, G, T, Z], and log-probabilities [K, G, T] in nats."""
 
     a: Tensor
+    z: Tensor
     log_p_x: Tensor
     log_p_z: Tensor
     log_p_a: Tensor
@@ -107,7 +108,10 @@ def pick(q: Categorical, uniform: Tensor) -> Tensor:
 
 
 class VMA(nn.Module):
-    """The model, from networks that are arguments; `importance_num` is K, `objective` is vimco or marginal."""
+    """The model, from networks that are arguments; `importance_num` is K, `objective` is vimco or marginal.
+
+    `doubly` takes the doubly reparameterised gradient for q(z|x,m_a).
+    """
 
     def __init__(
         self,
@@ -123,6 +127,7 @@ class VMA(nn.Module):
         num_dummies: int,
         importance_num: int,
         objective: str,
+        doubly: bool = False,
     ) -> None:
         super().__init__()
         self.address_encoder, self.encoder = address_encoder, encoder
@@ -130,7 +135,8 @@ class VMA(nn.Module):
         self.q_a, self.q_z = AddressPosterior(), q_z
         # Small noise: dummies that start equal have equal gradients and never separate.
         self.dummies = nn.Parameter(0.1 * torch.rand(num_dummies, side, side))
-        self.latent_dim, self.importance_num, self.objective = latent_dim, importance_num, objective
+        self.latent_dim, self.importance_num = latent_dim, importance_num
+        self.objective, self.doubly = objective, doubly
 
     def remember(self, memory: Tensor) -> Memory:
         """Encode memories [G, M, H, W] and the dummies once; M may be 0."""
@@ -164,10 +170,11 @@ class VMA(nn.Module):
         slot_logits = m.p_a.logits.unsqueeze(1)  # [G, 1, S]
         return Samples(
             a=a,
+            z=z,
             log_p_x=self.p_x(z, m_a).log_prob(x),
             log_p_z=p_z.log_prob(z),
             log_p_a=Categorical(logits=slot_logits).log_prob(a),
-            log_q_z=q_z.log_prob(z),
+            log_q_z=(detached(q_z) if self.doubly else q_z).log_prob(z),
             log_q_a=r.q_a.log_prob(a),
         )
 
@@ -186,10 +193,14 @@ class VMA(nn.Module):
 
     def _vimco(self, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.importance_samples(x, m, r, noise, self.importance_num)
+        if self.doubly:
+            reparameterise_doubly(s.z, s.log_w)
         return objectives.vimco(s.log_w, s.log_q_a), {"kl_z": s.kl_z.mean(0), "reconstruction": s.log_p_x.mean(0)}
 
     def _marginal(self, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.every_address(x, m, r, noise, self.importance_num)
+        if self.doubly:
+            reparameterise_doubly(s.z, s.log_joint_over_q_z)
         q_a = s.log_q_a.exp() / self.importance_num  # [K S, G, T] weights of q(a|M,x), the same for each k
         log_w = s.log_joint_over_q_z.unflatten(0, (self.importance_num, -1))  # [K, S, G, T]
         bound = objectives.marginal(log_w, r.q_a.logits.permute(2, 0, 1))
@@ -220,6 +231,27 @@ class VMA(nn.Module):
         q_z = self.q_z(r.x, m_a.vector.view(*a.shape, -1))
         z = q_z.mean + q_z.stddev * noise.normal(*a.shape, self.latent_dim)
         return self.p_x(z, m_a).mean.squeeze(0), a.squeeze(0)
+
+
+def detached(q: Independent) -> Independent:
+    """The same diagonal Normal, whose mean and deviation no gradient reaches."""
+    return Independent(Normal(q.mean.detach(), q.stddev.detach()), 1)
+
+
+def reparameterise_doubly(z: Tensor, log_w: Tensor) -> None:
+    """Weigh the gradient that reaches each z by its normalised importance weight; log q(z) holds no other gradient.
+
+    The pathwise gradient of an importance-weighted bound for the parameters of q is sum_k w~_k^2 dlog w_k/dz dz/dphi in
+    expectation, with less variance than through log q (Tucker et al. 2019, arXiv 1810.04152, Eq. 6).  The gradient of
+    the bound brings one w~_k already.
+
+    Args:
+        z: [K, ..., Z].
+        log_w: [K, ...] log-weights, normalised over K.
+    """
+    if z.requires_grad:
+        weights = log_w.detach().softmax(0).unsqueeze(-1)
+        z.register_hook(lambda gradient: gradient * weights)
 
 
 def kl_a(m: Memory, r: Recognition) -> Tensor:
