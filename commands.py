@@ -3,12 +3,12 @@
 import contextlib
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import OutOfMemoryError, nn
+from torch import OutOfMemoryError, Tensor, nn
 from torch.distributions import Distribution
 from tqdm import tqdm
 
@@ -17,15 +17,16 @@ import config as configuration
 import evaluator
 import parsers
 import pictures
+import processes
 import reports
 from config import Config
 from data.episodes import EpisodeLoader, MixedLoader
-from errors import DataError, UserError
-from interrupts import StopRequest
+from errors import DataError, PeerFailedError, PeerLostError, UserError
+from interrupts import Stopped, StopRequest
 from journal import Journal
 from models.vma.vma import VMA
 from randomness import StepNoise
-from trainer import Plan, Trainer, previous_state_path, state_path
+from trainer import NonFiniteError, Plan, Trainer, previous_state_path, state_path
 
 __all__ = ["OutOfMemoryError", "Run"]
 
@@ -42,35 +43,90 @@ class Run:
         self.config, self.stop = config, stop
         self._device, self._named, self._logdir = device, checkpoint, logdir
         self.folder = Path(config.train_spec.checkpoint_path).parent
+        self.processes = processes.from_environment()
+
+    def processes_to_start(self, train: bool) -> int:
+        """How many processes the configured GPUs want; 1 where this is one of several already.  Raises UserError."""
+        if self.processes.world > 1:
+            return 1
+        return len(parsers.devices_of(self._gpus(train), self._device))
+
+    @contextlib.contextmanager
+    def together(self, train: bool) -> Iterator[None]:
+        """Within, the processes of this run can talk to each other.  Raises UserError, PeerLostError."""
+        device, gpus = self._device_for(train), parsers.devices_of(self._gpus(train), self._device)
+        if device.type == "cuda" and train and self.processes.local_rank >= len(gpus):
+            raise UserError(
+                f"process {self.processes.local_rank} of this machine has no GPU of its own, there are {len(gpus)}; "
+                f"use torchrun --nproc-per-node {len(gpus)}, or --device cpu"
+            )
+        with self.processes.joined(device):
+            yield
+
+    def _gpus(self, train: bool) -> tuple[int, ...] | str:
+        return self.config.train_spec.gpus if train else self.config.test_spec.gpus
+
+    def _device_for(self, train: bool) -> torch.device:
+        return parsers.device_of(self._gpus(train), self._device, self.processes.local_rank)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
     def train(self, restart: bool) -> None:
         """Train, from the beginning or from where an earlier run stopped."""
-        path = Path(self.config.train_spec.checkpoint_path)
-        with checkpoints.held(path):
-            state = None if restart else self._state_to_resume(path)
+        path, main = Path(self.config.train_spec.checkpoint_path), self.processes.main
+        with contextlib.ExitStack() as stack:
+            self.processes.on_main(lambda: stack.enter_context(checkpoints.held(path)))
+            state = self.processes.on_main(lambda: None if restart else self._state_to_resume(path))
             trainer = self._trainer(path)
-            if restart:
-                for old in (state_path(path), previous_state_path(path), path):
-                    old.unlink(missing_ok=True)
+            self.processes.on_main(lambda: self._begin(trainer, restart))
             if state is not None:
                 trainer.resume(state)
-                print(f"resuming {path} at step {trainer.progress.step}")
-            checkpoints.write_atomically(path.with_suffix(".resolved.yaml"), configuration.dump(self.config).encode())
+                self._say(f"resuming {path} at step {trainer.progress.step}")
             begun = trainer.progress.looked >= 0  # else no row was written
-            journal = self._journal(trainer.progress.step if begun else None)
+            journal = self._journal(trainer.progress.step if begun else None) if main else Journal(None, None, None)
             try:
                 trainer.fit(journal)
+            except (Stopped, NonFiniteError):
+                journal.close()
+                self._leave_in_order()
+                raise
             finally:
                 journal.close()
-        print(f"trained {trainer.progress.step} steps; weights for --test: {path}")
+        self._say(f"trained {trainer.progress.step} steps; weights for --test: {path}")
+
+    def _begin(self, trainer: Trainer, restart: bool) -> None:
+        path = trainer.checkpoint_path
+        if restart:
+            for old in (trainer.state_path, previous_state_path(path), trainer.evidence_path, path):
+                old.unlink(missing_ok=True)
+        checkpoints.write_atomically(path.with_suffix(".resolved.yaml"), configuration.dump(self.config).encode())
+
+    def _leave_in_order(self) -> None:
+        """Process 0 is ready to end before the others do, whose end torchrun answers with a signal to it."""
+        with contextlib.suppress(PeerFailedError, PeerLostError):
+            self.processes.on_main(lambda: None)
+
+    def _say(self, text: str) -> None:
+        if self.processes.main:
+            print(text)
+
+    def replay(self, path: Path) -> None:
+        """Compute one step again from the state that was kept before it, and say which targets are at fault.
+
+        Raises:
+            NonFiniteError: as in the training.
+            UserError, DataError: the state is not one of this configuration, or damaged.
+        """
+        state = _state_in(path)
+        self._check_same_run(path, state)
+        trainer = self._trainer(Path(self.config.train_spec.checkpoint_path))
+        trainer.resume(state)
+        print(f"step {trainer.progress.step}, seed {self.config.train_spec.seed}: {trainer.replay()}")
 
     def _trainer(self, path: Path) -> Trainer:
-        config, spec = self.config, self.config.train_spec
-        device = parsers.device_of(spec.gpus, self._device)
+        config, spec, device = self.config, self.config.train_spec, self._device_for(train=True)
         images = parsers.training_images(config, device)
-        train = parsers.train_loader(config, images)
+        train = parsers.train_loader(config, images, self.processes.part)
         validation = parsers.validation_loader(config, images)
         model = parsers.build_model(config, device)
         optimizer = parsers.build_optimizer(spec, model)
@@ -95,6 +151,7 @@ class Run:
             config=configuration.dump(config),
             stop=self.stop,
             illustrate=_illustrator({"train": train, "validation": validation}, device),
+            processes=self.processes,
         )
 
     def _state_to_resume(self, path: Path) -> dict[str, Any] | None:
@@ -143,38 +200,34 @@ class Run:
 
     def check_test(self) -> None:
         """Find now what would stop the test after hours of training.  Raises UserError, DataError."""
-        device = parsers.device_of(self.config.test_spec.gpus, self._device)
+        device = self._device_for(train=False)
         parsers.test_images(self.config, device)
         if self._named:
             self._trained(device)
 
     def test(self) -> None:
         """Run the test grid and write the table, cell by cell; cells that are there already are kept."""
-        config, spec = self.config, self.config.test_spec
-        device = parsers.device_of(spec.gpus, self._device)
+        config, spec, device = self.config, self.config.test_spec, self._device_for(train=False)
         torch.backends.cudnn.allow_tf32 = False  # a bound in float32, on every device
         model = self._trained(device)
         images = parsers.test_images(config, device)
-        output = Path(spec.output_file)
         grid = self._grid(model, images.digest())
-        ledger = evaluator.Ledger(output, grid.key())
+        table = Table(config, grid)
         batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, spec.chunk)
-        checkpoints.write_atomically(output.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
-        if rows := _rows(grid, ledger):
-            reports.write_table(output, rows, config)
-        for classes, timesteps in grid.cells:
+        for classes, timesteps in self.processes.on_main(table.open):
             cell = parsers.cell_name(classes, timesteps)
-            if ledger.get(cell) is not None:
-                continue
             episodes = parsers.grid_episodes(config, images, classes, timesteps)
-            with tqdm(total=len(episodes), desc=cell, unit="target", dynamic_ncols=True) as bar:
-                key = ("test", grid.seed, cell)
-                values = evaluator.evaluate_cell(model, episodes, key, grid.importance_num, batch, chunk, bar.update)
-            ledger.put(cell, values)
-            rows = _rows(grid, ledger)
-            reports.write_table(output, rows, config)
-        print(reports.markdown(rows, config))
-        print(f"written: {output}, and beside it the table as .md, the plot as .png, every target's bound as .npz")
+            with tqdm(
+                total=len(episodes), desc=cell, unit="target", dynamic_ncols=True, disable=not self.processes.main
+            ) as bar:
+                key, k = ("test", grid.seed, cell), grid.importance_num
+                values = evaluator.evaluate_cell(
+                    model, episodes, key, k, batch, chunk, bar.update, processes=self.processes
+                )
+            self.processes.on_main(lambda cell=cell, values=values: table.put(cell, values))  # type: ignore[misc]
+        if self.processes.main:
+            print(table.markdown())
+            print(f"written: {spec.output_file}, and beside it the table as .md, the plot as .png, every bound as .npz")
 
     def _grid(self, model: VMA, images: str) -> evaluator.Grid:
         spec, params = self.config.test_spec, self.config.test_spec.test_params
@@ -192,6 +245,13 @@ class Run:
 
     def _trained(self, device: torch.device) -> VMA:
         """The model with the weights of the checkpoint; its networks must be those of the configuration."""
+        weights = self.processes.on_main(self._weights)
+        model = parsers.build_model(self.config, device)
+        model.load_state_dict(weights)
+        Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
+        return model.eval()
+
+    def _weights(self) -> dict[str, Tensor]:
         path = self._named or Path(self.config.test_checkpoint)
         if not path.exists():
             missing = DataError if self._named else UserError
@@ -201,16 +261,15 @@ class Run:
         if changed:
             listed = "\n  ".join(changed)
             raise UserError(f"{path}: its model is not the one of this configuration:\n  {listed}")
-        model = parsers.build_model(self.config, device)
-        model.load_state_dict(state["model"])
-        Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
-        return model.eval()
+        return state["model"]
 
     # --- pictures -----------------------------------------------------------------------------------------------------
 
     def sample(self) -> None:
         """Write picture grids of memories, samples and reconstructions."""
-        device = parsers.device_of(self.config.test_spec.gpus, self._device)
+        if not self.processes.main:
+            return
+        device = self._device_for(train=False)
         model = self._trained(device)
         test, train = parsers.test_images(self.config, device), parsers.training_images(self.config, device).train
         params, folder = self.config.test_spec.test_params, self.folder / "samples"
@@ -230,10 +289,37 @@ def _state_in(path: Path) -> dict[str, Any]:
     return state
 
 
-def _rows(grid: evaluator.Grid, ledger: evaluator.Ledger) -> list[dict[str, float | int]]:
-    """The table's rows, as far as the cells are finished, in the order of the grid."""
-    finished = ((c, m, ledger.get(parsers.cell_name(c, m))) for c, m in grid.cells)
-    return [evaluator.summary(c, m, values, grid.importance_num) for c, m, values in finished if values is not None]
+class Table:
+    """The test's table, which is on disk as far as its cells are finished."""
+
+    def __init__(self, config: Config, grid: evaluator.Grid) -> None:
+        self._config, self._grid, self._output = config, grid, Path(config.test_spec.output_file)
+        self._ledger = evaluator.Ledger(self._output, grid.key())
+
+    def open(self) -> list[tuple[int, int]]:
+        """Take up the cells that an earlier run finished; the others, which are to do.  Raises OSError."""
+        resolved = configuration.dump(self._config).encode()
+        checkpoints.write_atomically(self._output.with_suffix(".resolved.yaml"), resolved)
+        if self._rows():
+            self._write()
+        return [(c, m) for c, m in self._grid.cells if self._ledger.get(parsers.cell_name(c, m)) is None]
+
+    def put(self, cell: str, values: evaluator.PerTarget) -> None:
+        """Write a finished cell.  Raises OSError."""
+        self._ledger.put(cell, values)
+        self._write()
+
+    def markdown(self) -> str:
+        return reports.markdown(self._rows(), self._config)
+
+    def _write(self) -> None:
+        reports.write_table(self._output, self._rows(), self._config)
+
+    def _rows(self) -> list[dict[str, float | int]]:
+        """In the order of the grid."""
+        finished = ((c, m, self._ledger.get(parsers.cell_name(c, m))) for c, m in self._grid.cells)
+        k = self._grid.importance_num
+        return [evaluator.summary(c, m, values, k) for c, m, values in finished if values is not None]
 
 
 def _config_of(path: Path, state: dict[str, Any]) -> Config:

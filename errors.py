@@ -11,3 +11,22 @@ class DataError(UserError):
     """Data or a file that was named is missing or damaged."""
 
     status = 3
+
+
+class PeerFailedError(Exception):
+    """Process 0 of several failed, and says why; this one ends with the same exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class PeerLostError(Exception):
+    """Another process of several ended without a word."""
+
+    status = 1
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status of a process that ends by `error`."""
+    return getattr(error, "status", 1)

@@ -20,6 +20,7 @@ from checkpoints import write_atomically
 from data.episodes import Episodes, GridEpisodes
 from errors import UserError
 from models.vma.vma import VMA, address_accuracy, kl_a
+from processes import Processes
 from randomness import TargetNoise
 
 # Decodes at once: on a CPU as many as its caches like, on a GPU as many as keep it busy.
@@ -73,7 +74,7 @@ def importance_bounds(
     Returns:
         bound, kl_a, kl_z in nats and address_accuracy, each [G].
     """
-    m = model.remember(episodes.memory)
+    m = model.remember(episodes.memory, ahead=True)
     r = model.recognise(episodes.x, m)
     targets = episodes.x_index.flatten().tolist()
     total = torch.full_like(episodes.x[:, :, 0, 0], -math.inf, dtype=torch.float64)  # [G, 1] log sum of weights
@@ -100,14 +101,18 @@ def evaluate_cell(
     batch: int,
     chunk: int,
     advance: Callable[[int], object],
+    processes: Processes = Processes(),
 ) -> PerTarget:
-    """All targets of a cell, `batch` at a time; `advance` is told how many are done."""
-    parts = []
-    for first in range(0, len(episodes), batch):
-        part = importance_bounds(model, episodes.batch(slice(first, first + batch)), key, k, chunk)
-        parts.append(part)
-        advance(len(part["bound"]))
-    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    """All targets of a cell, `batch` at a time in every process; `advance` is told how many are done."""
+    n = len(episodes)
+    values = {name: torch.zeros(n, dtype=torch.float64) for name in PARTS}
+    for first in range(0, n, batch * processes.world):
+        mine = slice(first + batch * processes.rank, min(first + batch * (processes.rank + 1), n))
+        if mine.start < n:
+            for name, part in importance_bounds(model, episodes.batch(mine), key, k, chunk).items():
+                values[name][mine] = part.cpu()
+        advance(min(batch * processes.world, n - first))
+    return {name: processes.total(value).numpy() for name, value in values.items()}
 
 
 class Ledger:

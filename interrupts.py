@@ -47,7 +47,17 @@ class StopRequest:
         finally:
             self._deferred = False
 
+    @property
+    def received(self) -> int:
+        """The signal that came, or 0."""
+        return self._received or 0
+
     def check(self) -> None:
         """Raise Stopped if a signal came."""
-        if self._received is not None:
-            raise Stopped(self._received)
+        if self.received:
+            raise Stopped(self.received)
+
+    def over(self) -> None:
+        """All is saved that should be: pass over further signals on the way out."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)

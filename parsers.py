@@ -22,7 +22,7 @@ from models.vma.decoder import ImageLikelihood
 from models.vma.encoder import LatentPosterior
 from models.vma.prior import LatentPrior, LearnedAddressPrior, UniformAddressPrior
 from models.vma.vma import VMA
-from randomness import seed_of
+from randomness import Slice, seed_of
 
 _log = logging.getLogger(__name__)
 
@@ -34,20 +34,28 @@ SOURCES: dict[str, Callable[[DataConfig, str], ClassImages]] = {
 }
 
 
-def device_of(gpus: tuple[int, ...] | str, argument: str | None = None) -> torch.device:
-    """The device that `--device` names or else the key `gpus`.  Raises UserError for one that is not there."""
-    wanted = argument or ("cpu" if gpus == () else "auto" if gpus == "auto" else f"cuda:{gpus[0]}")
+def devices_of(gpus: tuple[int, ...] | str, argument: str | None = None) -> list[torch.device]:
+    """The devices that `--device` names or else the key `gpus`.  Raises UserError for one that is not there."""
     there = torch.cuda.device_count()
-    if argument is None and len(gpus) > 1 and gpus != "auto":
-        _log.warning("gpus: %s: one process uses one GPU, the first of them", list(gpus))
+    wanted = argument or gpus
+    if wanted in ("cpu", ()) or (wanted == "auto" and not there):
+        return [torch.device("cpu")]
     if wanted == "auto":
-        return torch.device("cuda:0" if there else "cpu")
-    if wanted == "cpu":
-        return torch.device("cpu")
-    number = int(wanted.partition(":")[2] or 0)
-    if number >= there:
-        raise UserError(f"device {wanted}: this machine shows {there} GPUs to PyTorch; use --device cpu or gpus: []")
-    return torch.device("cuda", number)
+        numbers = tuple(range(there))
+    elif isinstance(wanted, str):  # cuda, cuda:N
+        numbers = (int(wanted.partition(":")[2] or 0),)
+    else:
+        numbers = wanted
+    if missing := [number for number in numbers if number >= there]:
+        shown = f"device cuda:{missing[0]}" if argument is None else f"device {argument}"
+        raise UserError(f"{shown}: this machine shows {there} GPUs to PyTorch; use --device cpu or gpus: []")
+    return [torch.device("cuda", number) for number in numbers]
+
+
+def device_of(gpus: tuple[int, ...] | str, argument: str | None = None, local_rank: int = 0) -> torch.device:
+    """The one of `devices_of` that process `local_rank` of this machine uses; they take turns.  Raises UserError."""
+    devices = devices_of(gpus, argument)
+    return devices[local_rank % len(devices)]
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -90,14 +98,14 @@ def _resampled(data: DataConfig, drawings: ClassImages) -> ClassImages:
         raise UserError(f"resize: {data.resize} and resample: {data.resample}: {error}") from None
 
 
-def train_loader(config: Config, images: TrainingImages) -> EpisodeLoader | MixedLoader:
+def train_loader(config: Config, images: TrainingImages, part: Slice = Slice()) -> EpisodeLoader | MixedLoader:
     """Episodes to train on.  Raises UserError where the memory does not fit the classes."""
     data, seed = config.train_data, config.train_spec.seed
     augmented = _augmented(data, images.drawings)
 
     def loader(composition: TrainDataConfig | MixtureConfig) -> EpisodeLoader:
         spec = _spec(composition, composition.targets_per_memory)
-        return EpisodeLoader(images.train, spec, data.batch_size, seed, "train", augmented=augmented)
+        return EpisodeLoader(images.train, spec, data.batch_size, seed, "train", part, augmented)
 
     if not data.mixture:
         return loader(data)

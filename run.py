@@ -3,13 +3,15 @@
 import argparse
 import json
 import logging
+import os
 import re
 import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from errors import UserError
+import launch
+from errors import PeerFailedError, PeerLostError, UserError, status_of
 from interrupts import Stopped, StopRequest
 
 
@@ -35,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (tb beside the checkpoint)")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test and --sample")
     p.add_argument("--restart", action="store_true", help="train anew, whatever an earlier run left")
+    p.add_argument("--replay", type=Path, metavar="PATH",
+                   help="compute the step again that ended a training because it was not finite")  # fmt: skip
     return p
 
 
@@ -47,28 +51,46 @@ def device(text: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(arguments)
-    if not (args.train or args.test or args.sample):
+    if not (args.train or args.test or args.sample or args.replay):
         p.error("nothing to do: give --train, --test or --sample")
+    given = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = StopRequest()
     stop.install()
     try:
-        execute(args, stop)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.status
-    except Stopped as stopped:
-        again = [argument for argument in sys.argv[1:] if argument != "--restart"] if arguments is None else arguments
-        print(f"stopped by {stopped}; resume with: python run.py {shlex.join(again)}", file=sys.stderr)
-        return stopped.status
-    except (OSError, ArithmeticError, MemoryError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return execute(args, given, stop)
+    except (UserError, Stopped, PeerFailedError, PeerLostError, OSError, ArithmeticError, MemoryError) as error:
+        stop.over()
+        report(error, given)
+        return status_of(error)
 
 
-def execute(args: argparse.Namespace, stop: StopRequest) -> None:
-    """Raises UserError, Stopped, OSError, MemoryError and NonFiniteError, each with a message for the user."""
+def report(error: BaseException, given: list[str]) -> None:
+    """One sentence on stderr for what ended the program; process 0 of several speaks for all where it can."""
+    again = [argument for argument in given if argument != "--restart"]
+    first = os.environ.get("RANK", "0") == "0"
+    if isinstance(error, Stopped) and first:
+        say(f"stopped by {error}; resume with: python run.py {shlex.join(again)}")
+    elif isinstance(error, UserError | PeerLostError):
+        say(str(error))
+    elif not isinstance(error, Stopped | PeerFailedError):
+        say(f"{type(error).__name__}: {error}")
+    if first and (evidence := getattr(error, "evidence", None)):
+        replayed = [argument for argument in again if argument not in ("--train", "--test", "--sample")]
+        say(f"replay that step alone with: python run.py {shlex.join([*replayed, '--replay', str(evidence)])}")
+
+
+def say(text: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)
+
+
+def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> int:
+    """The exit status.
+
+    Raises UserError, Stopped, PeerFailedError, PeerLostError, OSError, MemoryError and NonFiniteError, each with a
+    message for the user.
+    """
     import config as configuration
 
     roots = [
@@ -81,18 +103,25 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     import commands  # and with it torch, which takes seconds
 
     run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)
+    if not args.replay and (number := run.processes_to_start(args.train)) > 1:
+        return launch.run(launch.python(given), number)
     try:
-        if args.train:
-            if args.test or args.sample:
-                run.check_test()
-            run.train(restart=args.restart)
-        if args.test:
-            run.test()
-        if args.sample:
-            run.sample()
+        if args.replay:
+            run.replay(args.replay)
+            return 0
+        with run.together(args.train):
+            if args.train:
+                if args.test or args.sample:
+                    run.check_test()
+                run.train(restart=args.restart)
+            if args.test:
+                run.test()
+            if args.sample:
+                run.sample()
     except commands.OutOfMemoryError as error:
         advice = "lower train_data.batch_size, or for the test set test_spec.chunk=50 and lower test_data.batch_size"
         raise MemoryError(f"{str(error).splitlines()[0]} {advice}") from None
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 `B` targets of a batch, of whatever shape.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +18,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import checkpoints
+from errors import PeerFailedError
 from interrupts import Stopped, StoppedAtOnce, StopRequest
 from journal import Journal
+from processes import Processes
 from randomness import StepNoise
 
 Metrics = dict[str, float]
+Sums = dict[str, tuple[float, int]]
+
+_NOTHING = (0.0, 0)
 
 
 class Batches(Protocol):
@@ -33,7 +39,9 @@ class Batches(Protocol):
 
 
 class NonFiniteError(ArithmeticError):
-    """Loss or gradient is not a finite number; the weights are those of the step before."""
+    """Loss or gradient is not a finite number; the weights are those of the step before, and `evidence` holds them."""
+
+    evidence: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,20 +71,35 @@ class Means:
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().sum()
             self._counts[name] = self._counts.get(name, 0) + value.numel()
 
-    def state(self) -> dict[str, dict[str, Any]]:
-        """What `restore` takes back."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+    def state(self, processes: Processes) -> list[Sums]:
+        """What `restore` takes back: of every process, `name: (sum, count)`.  Waits for the device."""
+        return processes.gathered({name: (float(total), self._counts[name]) for name, total in self._sums.items()})
 
-    def restore(self, state: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
-        """Go on from an earlier `state`."""
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self._counts = dict(state["counts"])
+    def restore(self, state: Sequence[Sums], processes: Processes) -> None:
+        """Go on from an earlier `state`, whatever the number of processes then."""
+        mine = state[processes.rank :: processes.world]
+        names = dict.fromkeys(name for sums in mine for name in sums)
+        self._sums = {name: torch.tensor(sum(sums.get(name, _NOTHING)[0] for sums in mine)) for name in names}
+        self._counts = {name: sum(sums.get(name, _NOTHING)[1] for sums in mine) for name in names}
 
-    def read(self) -> Metrics:
-        """The means so far; afterwards they start anew."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+    def read(self, processes: Processes) -> Metrics:
+        """The means so far, over all processes; afterwards they start anew."""
+        parts = self.state(processes)
         self._sums, self._counts = {}, {}
-        return means
+        names = dict.fromkeys(name for sums in parts for name in sums)
+        of = {name: [sums[name] for sums in parts if name in sums] for name in names}
+        return {name: sum(total for total, _ in own) / sum(count for _, count in own) for name, own in of.items()}
+
+
+class Loss(nn.Module):
+    """A model's loss as a module of its own, since parallel training listens to the call of a module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Any, noise: StepNoise) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.model.loss(batch, noise)  # type: ignore[operator]
 
 
 @dataclass
@@ -94,7 +117,7 @@ class Trainer:
     """Trains `model`, whose `loss(batch, noise)` gives a scalar and metrics [B] that include "bound".
 
     `checkpoint_path` gets the weights of the best validation (without validation, of the end); `state_path` beside it
-    gets all that resuming needs.
+    gets all that resuming needs.  Of several `processes` each trains on its slice of every batch, and the first writes.
     """
 
     def __init__(
@@ -110,12 +133,15 @@ class Trainer:
         config: str,
         stop: StopRequest,
         illustrate: Callable[[nn.Module, Journal, int], None] | None = None,
+        processes: Processes = Processes(),
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.train, self.validation, self.plan = train, validation, plan
         self.checkpoint_path, self.config, self.stop = checkpoint_path, config, stop
         self.illustrate = illustrate or (lambda model, journal, step: None)
         self.device = next(model.parameters()).device
+        self.processes = processes
+        self.loss = processes.parallel(Loss(model), self.device)
         average = get_ema_multi_avg_fn(plan.ema_decay)
         self.averaged = AveragedModel(model, multi_avg_fn=average) if plan.ema_decay else None
         self.progress = Progress()
@@ -130,13 +156,19 @@ class Trainer:
     def state_path(self) -> Path:
         return state_path(self.checkpoint_path)
 
+    @property
+    def evidence_path(self) -> Path:
+        """Where the state before a step that is not finite is kept."""
+        return self.checkpoint_path.with_name(f"{self.checkpoint_path.stem}.nonfinite.pt")
+
     def fit(self, journal: Journal) -> None:
         """Train to the end of the plan.
 
         Raises:
-            Stopped: a signal came; the state is saved.
+            Stopped: a signal came, to any of the processes; the state is saved.
             NonFiniteError: loss or gradient is not finite; the weights are left as they were before that step.
             OSError: a checkpoint could not be written; the one before is intact.
+            PeerFailedError, PeerLostError: another process could not go on.
         """
         with self.stop.deferred(), self._bar() as bar:
             try:
@@ -154,11 +186,11 @@ class Trainer:
         reported, since = progress.step, time.monotonic()
         while progress.step < plan.steps:
             since += self._pause(journal)
-            self.stop.check()
+            self._check_stop()
             self.means.add(self.step())
             bar.update()
             if self._due(plan.log_every):
-                means = self.means.read()  # waits for the device
+                means = self.means.read(self.processes)
                 self._report(journal, bar, means, progress.step - reported, time.monotonic() - since)
                 reported, since = progress.step, time.monotonic()
         self._pause(journal)
@@ -177,19 +209,17 @@ class Trainer:
             self.save_state()  # after a validation too, whose row must not be written twice
         return time.monotonic() - started
 
+    def _check_stop(self) -> None:
+        """Raise Stopped, in all processes at the same point, if a signal came to one."""
+        if number := self.processes.largest(self.stop.received):
+            raise Stopped(number)
+
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.plan.steps
 
     def step(self) -> dict[str, Tensor]:
         """One update of the weights; metrics [B] and, as [1], loss and gradient norm.  Raises NonFiniteError."""
-        number = self.progress.step
-        Distribution.set_default_validate_args(number == 0)  # it doubles the cost of a likelihood
-        batch = self.train.at(number)
-        with self._autocast():
-            loss, metrics = self.model.loss(batch, StepNoise(self.device, self.plan.seed, "train", number))  # type: ignore[operator]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.grad_clip or math.inf)
+        loss, norm, metrics = self.gradient()
         self._check_finite(loss, norm, metrics)
         self.optimizer.step()
         if self.scheduler is not None:
@@ -199,15 +229,41 @@ class Trainer:
         self.progress.step += 1
         return {"loss": loss, "gradient_norm": norm, **metrics}
 
+    def gradient(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss, clipped gradient's norm before clipping, and metrics [B] of the present step; weights stay."""
+        number, plan = self.progress.step, self.plan
+        Distribution.set_default_validate_args(number == 0)  # it doubles the cost of a likelihood
+        noise = StepNoise(self.device, plan.seed, "train", number, part=self.processes.part)
+        with self.processes.watched():
+            with self._autocast():
+                loss, metrics = self.loss(self.train.at(number), noise)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        return loss, nn.utils.clip_grad_norm_(self.model.parameters(), plan.grad_clip or math.inf), metrics
+
+    def replay(self) -> str:
+        """The terms of the present step, computed without changing anything.  Raises NonFiniteError."""
+        loss, norm, metrics = self.gradient()
+        text = described(loss, norm, metrics)
+        if not torch.isfinite(loss + norm):
+            at_fault = [name for name, p in self.model.named_parameters() if _broken(p.grad)]
+            raise NonFiniteError(f"step {self.progress.step} is not finite: {text}; in the gradient of {at_fault}")
+        return f"{text}; all finite"
+
     def _check_finite(self, loss: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]) -> None:
-        if torch.isfinite(loss + norm):  # one NaN gradient would make every weight NaN
+        finite = bool(torch.isfinite(loss + norm))  # one NaN gradient would make every weight NaN
+        if not self.processes.largest(int(not finite)):
             return
-        means = {"loss": loss, "gradient norm": norm, **metrics}
-        terms = ", ".join(f"{name} {value.detach().mean().item():.6g}" for name, value in means.items())
-        raise NonFiniteError(
-            f"step {self.progress.step} is not finite: {terms}; no weight was changed by it, and what was saved before "
-            "is kept; train anew (--restart) with a lower train_spec.lr or with train_spec.grad_clip=1"
+        place = f" in process {self.processes.rank} of {self.processes.world}" if self.processes.world > 1 else ""
+        error = NonFiniteError(
+            f"step {self.progress.step} is not finite{place}: {described(loss, norm, metrics)}; "
+            "no weight was changed by it, and what was saved before is kept; "
+            "train anew (--restart) with a lower train_spec.lr or with train_spec.grad_clip=1"
         )
+        with contextlib.suppress(OSError, PeerFailedError):
+            self.save_state(self.evidence_path)
+            error.evidence = self.evidence_path
+        raise error
 
     def _report(self, journal: Journal, bar: tqdm, means: Metrics, steps: int, seconds: float) -> None:
         self.progress.seconds += seconds
@@ -221,22 +277,27 @@ class Trainer:
         """Validate, where there are images for it, and draw pictures."""
         if self.validation is not None:
             self._validate(self.validation, journal)
-        self.illustrate(self.evaluated, journal, self.progress.step)
+        if self.processes.main:
+            self.illustrate(self.evaluated, journal, self.progress.step)
         self.progress.looked = self.progress.step
 
     def _validate(self, validation: Batches, journal: Journal) -> None:
         means = Means()
-        for number in range(-(-self.plan.val_targets // validation.batch_size)):
-            self.stop.check()
-            noise = StepNoise(self.device, self.plan.seed, "validation", number)
-            with self._autocast():
-                means.add(self.evaluated.loss(validation.at(number), noise)[1])  # type: ignore[operator]
-        values = means.read()
+        batches = -(-self.plan.val_targets // validation.batch_size)
+        for first in range(0, batches, self.processes.world):
+            self._check_stop()
+            if (number := first + self.processes.rank) < batches:
+                noise = StepNoise(self.device, self.plan.seed, "validation", number)
+                with self._autocast():
+                    means.add(self.evaluated.loss(validation.at(number), noise)[1])  # type: ignore[operator]
+        values = means.read(self.processes)
         journal.scalars("validation", self.progress.step, values)
         if values["bound"] > self.progress.best:
             self.progress.best, self.progress.best_step = values["bound"], self.progress.step
             self.save_weights()
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if not self.processes.main:
+            return
         tqdm.write(
             f"step {self.progress.step}: validation {shown}; best bound {self.progress.best:.2f} nats "
             f"at step {self.progress.best_step}"
@@ -244,17 +305,18 @@ class Trainer:
 
     def save_weights(self) -> None:
         """Write the file that tests read.  Raises OSError."""
-        checkpoints.save(self.checkpoint_path, self._saved(self.evaluated))
+        self.processes.on_main(lambda: checkpoints.save(self.checkpoint_path, self._saved(self.evaluated)))
 
-    def save_state(self) -> None:
-        """Write all that resuming needs.  Raises OSError."""
+    def save_state(self, path: Path | None = None) -> None:
+        """Write all that resuming needs, to `state_path` or elsewhere.  Raises OSError."""
         state = self._saved(self.model) | {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "averaged": self.averaged.state_dict() if self.averaged is not None else None,
-            "means": self.means.state(),
+            "means": self.means.state(self.processes),
         }
-        checkpoints.save(self.state_path, state, previous=previous_state_path(self.checkpoint_path))
+        previous = previous_state_path(self.checkpoint_path) if path is None else None
+        self.processes.on_main(lambda: checkpoints.save(path or self.state_path, state, previous))
 
     def _saved(self, model: nn.Module) -> dict[str, Any]:
         return {"config": self.config, "model": model.state_dict(), "progress": vars(self.progress).copy()}
@@ -267,14 +329,35 @@ class Trainer:
             self.scheduler.load_state_dict(state["scheduler"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
-        self.means.restore(state["means"], self.device)
+        self.means.restore(state["means"], self.processes)
         self.progress = Progress(**state["progress"])
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16")
 
     def _bar(self) -> tqdm:
-        return tqdm(total=self.plan.steps, initial=self.progress.step, unit="step", dynamic_ncols=True, mininterval=1.0)
+        return tqdm(
+            total=self.plan.steps,
+            initial=self.progress.step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1.0,
+            disable=not self.processes.main,
+        )
+
+
+def _broken(gradient: Tensor | None) -> bool:
+    return gradient is not None and not bool(gradient.isfinite().all())
+
+
+def described(loss: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]) -> str:
+    """The terms of a step, and which targets of the batch have one that is not finite."""
+    means = {"loss": loss, "gradient norm": norm, **metrics}
+    terms = ", ".join(f"{name} {value.detach().mean().item():.6g}" for name, value in means.items())
+    wrong = sum((~value.isfinite()).int() for value in metrics.values() if value.numel() > 1)
+    places = torch.as_tensor(wrong).flatten().nonzero().flatten().tolist()
+    listed = ", ".join(map(str, places[:8])) + (", …" if len(places) > 8 else "")
+    return terms + (f"; targets {listed} of its batch of {torch.as_tensor(wrong).numel()}" if places else "")
 
 
 def state_path(checkpoint_path: Path) -> Path:

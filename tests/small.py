@@ -126,6 +126,14 @@ def start_program(folder: Path, *more: str) -> subprocess.Popen[str]:
     return start("run.py", *arguments(folder, *more))
 
 
+_TOGETHER = "import launch, sys; sys.exit(launch.run([sys.executable, *sys.argv[2:]], int(sys.argv[1])))"
+
+
+def start_together(world: int, *command: str) -> subprocess.Popen[str]:
+    """`python command...` in `world` processes that work on one run."""
+    return start("-c", _TOGETHER, str(world), *command)
+
+
 def finish(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str, str]:
     """Exit status, stdout, stderr."""
     try:

@@ -169,9 +169,9 @@ def test_only_missing_cells_are_computed(run: Path, monkeypatch: pytest.MonkeyPa
     computed: list[int] = []
     real = evaluator.evaluate_cell
 
-    def counted(*args: Any) -> evaluator.PerTarget:
+    def counted(*args: Any, **options: Any) -> evaluator.PerTarget:
         computed.append(1)
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(evaluator, "evaluate_cell", counted)
     before = bounds(run)
@@ -234,14 +234,14 @@ def signal_in_cell(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     real = evaluator.evaluate_cell
     left = [number]
 
-    def interrupted(*args: Any) -> evaluator.PerTarget:
+    def interrupted(*args: Any, **options: Any) -> evaluator.PerTarget:
         left[0] -= 1
 
         def and_signal(n: int) -> None:
             if not left[0]:
                 signal.raise_signal(signal.SIGTERM)
 
-        return real(*[*args[:-1], and_signal])
+        return real(*[*args[:-1], and_signal], **options)
 
     monkeypatch.setattr(evaluator, "evaluate_cell", interrupted)
 
@@ -261,9 +261,9 @@ def test_an_interrupted_test_goes_on_with_the_next_cell(
     computed: list[object] = []
     real = evaluator.evaluate_cell
 
-    def noted(*args: Any) -> evaluator.PerTarget:
+    def noted(*args: Any, **options: Any) -> evaluator.PerTarget:
         computed.append(args[2])
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(evaluator, "evaluate_cell", noted)
     assert main(run, "--test") == 0

@@ -619,6 +619,32 @@ def test_vimco_value_is_the_sampled_bound_of_the_model(tiny_model: Build) -> Non
     torch.testing.assert_close(metrics["bound"], vimco(s.log_w, s.log_q_a), rtol=0, atol=1e-12)
 
 
+def test_features_computed_when_picked_or_ahead_are_the_same(
+    tiny_model: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so are the gradients; ahead all images are encoded, else each picked one once."""
+    found, encoded = [], []
+    for ahead in (False, True):
+        model, x, memory = case(tiny_model, "bernoulli", True, 2, 6, 20)
+        remember = model.remember
+        monkeypatch.setattr(model, "remember", lambda memory, r=remember, ahead=ahead: r(memory, ahead))
+        sizes: list[int] = []
+        model.encoder.register_forward_pre_hook(lambda module, images, sizes=sizes: sizes.append(len(images[0])))
+        loss, _ = model.loss(episodes(x, memory), given_noise(3, 2, 2))
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+        encoded.append(sorted(sizes))
+    for picked, all_of_them in zip(*found, strict=True):
+        torch.testing.assert_close(picked, all_of_them, rtol=0, atol=1e-12)
+
+    model, x, memory = case(tiny_model, "bernoulli", True, 2, 6, 20)
+    m = model.remember(memory)
+    a = model.importance_samples(x, m, model.recognise(x, m), given_noise(3, 2, 2), 3).a  # [K, G, T]
+    distinct = len({(int(i), g) if i < 6 else (int(i), -1) for k in a for g, row in enumerate(k) for i in row})
+    assert 1 < distinct < 12
+    assert encoded == [sorted([4, distinct]), sorted([4, 14])]  # targets, and images of the memories
+
+
 # --- the doubly reparameterised gradient ------------------------------------------------------------------------------
 
 
@@ -627,7 +653,7 @@ def gradients(objective: str, doubly: bool, perturbed: float, seeds: int) -> dic
     model = linear_gaussian().requires_grad_(True)
     model.objective, model.doubly, model.importance_num = objective, doubly, 3
     with torch.no_grad():
-        model.q_z.normal.parameters_of.bias += perturbed * torch.tensor([1.0, -1.0, 0.5, 0.5])
+        model.q_z.normal.parameters_of.bias.add_(torch.tensor([1.0, -1.0, 0.5, 0.5]), alpha=perturbed)
     x, memory = linear_targets(4)
     found: dict[str, list[Tensor]] = {}
     for seed in range(seeds):

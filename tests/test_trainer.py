@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler
 
 import checkpoints
 import trainer
+from processes import Processes
 from randomness import StepNoise
 from trainer import Means, NonFiniteError, state_path
 
@@ -193,10 +194,10 @@ def test_means_of_unequal_counts_weigh_every_value_once() -> None:
     means = Means()
     means.add({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(5.0)})
     means.add({"a": torch.tensor([[6.0], [7.0], [9.0]])})
-    assert means.read() == {"a": 5.0, "b": 5.0}
-    assert means.read() == {}
+    assert means.read(Processes()) == {"a": 5.0, "b": 5.0}
+    assert means.read(Processes()) == {}
     means.add({"a": torch.tensor([3.0])})
-    assert means.read() == {"a": 3.0}
+    assert means.read(Processes()) == {"a": 3.0}
 
 
 @pytest.mark.parametrize(("log_every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (10, [7])])

@@ -47,22 +47,23 @@ class EpisodeBatch(Protocol):
 
 @dataclass(frozen=True)
 class Memory:
-    """Every image encoded once, whatever K and T are.
+    """Every image embedded for addressing, once, whatever K and T are.
 
-    `slots` [G, S] says in which of the N encoded rows each slot lies: first the M images, then the dummies, which all
-    memories share.
+    `slots` [G, S] says in which of the N rows each slot lies: first the M images, then the dummies, which all memories
+    share.
     """
 
-    features: Features  # N rows, maps prepared for the decoder
+    images: Tensor  # [N, H, W]
     slots: Tensor  # [G, S]
     keys: Tensor  # [G, S, matching]
     p_a: Categorical  # logits [G, S]
+    features: Features | None  # N rows, where they were wanted ahead
 
-    def at(self, a: Tensor) -> Features:
-        """Features of the picked slots a [K, G, T]: R rows, gathered."""
+    def rows(self, a: Tensor) -> Tensor:
+        """The rows [R] of the picked slots a [K, G, T]."""
         g, s = self.slots.shape
         first = s * torch.arange(g, device=a.device).unsqueeze(1)  # [G, 1]
-        return self.features.at(self.slots.flatten()[(a + first).flatten()])
+        return self.slots.flatten()[(a + first).flatten()]
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,35 @@ class VMA(nn.Module):
         self.latent_dim, self.importance_num = latent_dim, importance_num
         self.objective, self.doubly = objective, doubly
 
-    def remember(self, memory: Tensor) -> Memory:
-        """Encode memories [G, M, H, W] and the dummies once; M may be 0."""
+    def remember(self, memory: Tensor, ahead: bool = False) -> Memory:
+        """Embed memories [G, M, H, W] and the dummies once; M may be 0.
+
+        With `ahead` their features are computed too, to be picked from many times; without, only those of picked slots
+        are, when they are picked.
+        """
         g, m = memory.shape[:2]
         images = torch.cat([memory.flatten(0, 1), self.dummies.to(memory.dtype)])  # [N, H, W], N = G M + dummies
         rows = torch.arange(len(images), device=memory.device)
         slots = torch.cat([rows[: g * m].view(g, m), rows[g * m :].expand(g, -1)], 1)
-        vector, maps = self.encoder(images)
         keys = self.address_encoder(images)[0].to(memory.dtype)[slots]
-        return Memory(Features(vector.to(memory.dtype), self.p_x.prepare(maps)), slots, keys, self.p_a(keys))
+        return Memory(images, slots, keys, self.p_a(keys), self.features(images) if ahead else None)
+
+    def features(self, images: Tensor) -> Features:
+        """Features of images [N, H, W], maps prepared for the decoder."""
+        vector, maps = self.encoder(images)
+        return Features(vector.to(images.dtype), self.p_x.prepare(maps))
+
+    def features_at(self, a: Tensor, m: Memory) -> Features:
+        """Features of the picked slots a [K, G, T]: R rows, for which no image is encoded twice or in vain."""
+        rows = m.rows(a)
+        if m.features is not None:
+            return m.features.at(rows)
+        if rows.device.type == "cpu":
+            picked, rows = rows.unique(return_inverse=True)
+            return self.features(m.images[picked]).at(rows)
+        if len(rows) < len(m.images):  # how many are distinct would have to be waited for
+            return self.features(m.images[rows])
+        return self.features(m.images).at(rows)
 
     def recognise(self, x: Tensor, m: Memory) -> Recognition:
         """Encode the targets x [G, T, H, W] and address the memory with them."""
@@ -163,7 +184,7 @@ class VMA(nn.Module):
 
     def samples_at(self, a: Tensor, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> Samples:
         """Samples of z given addresses a [K, G, T], and every term of log w."""
-        m_a = m.at(a)
+        m_a = self.features_at(a, m)
         vector = m_a.vector.view(*a.shape, -1)
         p_z, q_z = self.p_z(vector), self.q_z(r.x, vector)
         z = q_z.mean + q_z.stddev * noise.normal(*a.shape, self.latent_dim)  # [K, G, T, Z]
@@ -216,7 +237,7 @@ class VMA(nn.Module):
         """n samples of p(x|M) for each memory [G, M, H, W]: image means [n, G, H, W] and addresses [n, G]."""
         m = self.remember(memory)
         a = pick(m.p_a, noise.uniform(n, len(memory))).unsqueeze(2)  # [n, G, 1]
-        m_a = m.at(a)
+        m_a = self.features_at(a, m)
         p_z = self.p_z(m_a.vector.view(*a.shape, -1))
         z = p_z.mean + p_z.stddev * noise.normal(*a.shape, self.latent_dim)
         return self.p_x(z, m_a).mean.squeeze(2), a.squeeze(2)
@@ -227,7 +248,7 @@ class VMA(nn.Module):
         m = self.remember(memory)
         r = self.recognise(x, m)
         a = pick(r.q_a, noise.uniform(1, *x.shape[:2]))
-        m_a = m.at(a)
+        m_a = self.features_at(a, m)
         q_z = self.q_z(r.x, m_a.vector.view(*a.shape, -1))
         z = q_z.mean + q_z.stddev * noise.normal(*a.shape, self.latent_dim)
         return self.p_x(z, m_a).mean.squeeze(0), a.squeeze(0)

@@ -1,0 +1,90 @@
+"""Starts one process for each GPU of this machine, and ends them all when one fails.
+
+The processes find each other through the variables that torchrun sets too; torchrun itself serves several machines, and
+this serves `python run.py` with its exit statuses.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TypeAlias
+
+Process: TypeAlias = "subprocess.Popen[bytes]"
+
+QUIET, GRACE = 3, 20  # seconds after a failure until the others are asked to end, and until they are ended
+
+
+def run(command: Sequence[str], world: int) -> int:
+    """Run `command` in `world` processes.  Returns 0, or the exit status of the first one that failed.
+
+    SIGINT and SIGTERM are passed on; the processes have sessions of their own, so a terminal's Ctrl-C comes once.
+    """
+    port = _free_port()
+    places = [_environment(rank, world, port) for rank in range(world)]
+    processes = [subprocess.Popen(command, env=place, start_new_session=True) for place in places]
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _wait(processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[Process]) -> int:
+    """The first exit status that is not 0, when all have ended or their time is up."""
+    while not (status := _first_failure(processes)) and _some_run(processes):
+        time.sleep(0.05)
+    _give_time(QUIET, processes)  # most know by themselves that one is missing
+    for process in processes:
+        process.terminate()
+    _give_time(GRACE, processes)
+    return status
+
+
+def _give_time(seconds: float, processes: Sequence[Process]) -> None:
+    end = time.monotonic() + seconds
+    while _some_run(processes) and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _some_run(processes: Sequence[Process]) -> bool:
+    return any(process.poll() is None for process in processes)
+
+
+def _first_failure(processes: Sequence[Process]) -> int:
+    """The exit status of a process that failed; 128 + N for one that was ended by signal N."""
+    codes = [process.poll() for process in processes]
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+def _environment(rank: int, world: int, port: int) -> dict[str, str]:
+    threads = (
+        {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world))}
+    )
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {**os.environ, **threads, **{name: str(value) for name, value in place.items()}}
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def python(arguments: Sequence[str]) -> list[str]:
+    """This program with other arguments."""
+    return [sys.executable, str(Path(sys.argv[0]).resolve()), *arguments]

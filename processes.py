@@ -1,0 +1,142 @@
+"""Several processes that work on one run together, as torchrun or `launch` start them.
+
+Process 0 writes; the others compute their share.  Whether to stop is agreed on, so that none waits for one that left.
+Messages between processes go over gloo on the CPU, whatever the gradients take, so that waiting for them can be
+interrupted when a process ends.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from errors import PeerFailedError, PeerLostError, status_of
+from randomness import Slice
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all: number `rank` of `world`, and `local_rank` on its machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def part(self) -> Slice:
+        """The slice of the global batch that belongs to this process."""
+        return Slice(self.rank, self.world)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    @contextmanager
+    def joined(self, device: torch.device) -> Iterator[None]:
+        """Within, the processes can talk to each other.  Raises PeerLostError when they do not come together."""
+        if self.world == 1 or dist.is_initialized():
+            yield
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        with self.watched():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        yield
+        dist.destroy_process_group()  # not after a failure, where others may never come to it
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """What the loss of another process raises in the middle of communication, as PeerLostError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world > 1 and _is_about_communication(error):
+                raise PeerLostError(
+                    f"another process of this run has ended or cannot be reached ({_first_line(error)})"
+                ) from None
+            raise
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Process 0 acts; all get what it returns.
+
+        Raises:
+            PeerFailedError: in the other processes, if it failed in process 0; with the exit status to end with.
+        """
+        if self.world == 1:
+            return action()
+        if not self.main:
+            message: list[tuple[bool, T | int] | None] = [None]
+            with self.watched():
+                dist.broadcast_object_list(message)
+            assert message[0] is not None
+            done, result = message[0]
+            if not done:
+                raise PeerFailedError(result)  # type: ignore[arg-type]
+            return result  # type: ignore[return-value]
+        try:
+            result = action()
+        except BaseException as error:
+            dist.broadcast_object_list([(False, status_of(error))])
+            raise
+        with self.watched():
+            dist.broadcast_object_list([(True, result)])
+        return result
+
+    def gathered(self, value: T) -> list[T]:
+        """The values of all processes, in order, in each of them."""
+        if self.world == 1:
+            return [value]
+        values: list[T | None] = [None] * self.world
+        with self.watched():
+            dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def largest(self, value: int) -> int:
+        """The largest of a small whole number over all processes, in each of them."""
+        if self.world == 1:
+            return value
+        number = torch.tensor(value)
+        with self.watched():
+            dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sums over all processes of `values` on the CPU, in each of them."""
+        if self.world > 1:
+            with self.watched():
+                dist.all_reduce(values)
+        return values
+
+    def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """`module`, the gradients of whose parameters become the means over all processes."""
+        if self.world == 1:
+            return module
+        with self.watched():
+            return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def from_environment() -> Processes:
+    """As torchrun says it in RANK, WORLD_SIZE and LOCAL_RANK; one process where it does not."""
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
+    return Processes(rank, world, local)
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def _is_about_communication(error: RuntimeError) -> bool:
+    words = ("gloo", "nccl", "connection", "peer", "socket", "timed out", "rendezvous", "store", "process group")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[0][:200]

@@ -1,0 +1,353 @@
+"""Two real processes over gloo: they compute what one does, and when one cannot go on, none is left hanging."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import arguments, board, curves, finish, logged, rows, same_end, start, start_together, wait_for
+
+import checkpoints
+import launch
+from errors import PeerFailedError
+from processes import Processes, from_environment
+
+# Plain gradient descent: Adam divides by the size of gradients, also of those that are nothing but rounding.
+RUN = (
+    "--train",
+    *("train_spec.steps=12", "train_data.iter=6", "train_spec.save_every=3"),
+    *("train_spec.optimizer=SGD", "train_spec.lr=1e-4", "train_spec.ema_decay=0.9"),
+)
+
+
+def run(folder: Path, world: int, *more: str) -> tuple[int, str, str]:
+    folder.mkdir(exist_ok=True)
+    return finish(start_together(world, "run.py", *arguments(folder, *more)), 90)
+
+
+def script(folder: Path, source: str, *more: str) -> list[str]:
+    """A program that does something to this process first, and then what run.py does."""
+    path = folder / "broken.py"
+    path.write_text(f"import os, sys\nimport run\nrank = int(os.environ['RANK'])\n{source}\nsys.exit(run.main())\n")
+    return [str(path), *arguments(folder, *more)]
+
+
+# --- the same numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process computes."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert run(folder, 1, *RUN, "--test")[0] == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes compute."""
+    folder = tmp_path_factory.mktemp("two")
+    assert run(folder, 2, *RUN, "--test")[0] == 0
+    return folder
+
+
+def test_two_processes_train_as_one(alone: Path, two: Path) -> None:
+    one, both = rows(alone), rows(two)
+    assert [(row["part"], row["step"]) for row in one] == [(row["part"], row["step"]) for row in both]
+    for a, b in zip(one, both, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"part", "step"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), (name, a["step"])
+    assert len({row["loss"] for row in one if row["part"] == "train"}) == 12
+    for name in ("vma.pt", "vma.last.pt"):
+        x, y = checkpoints.load(alone / name), checkpoints.load(two / name)
+        assert x["model"].keys() == y["model"].keys()
+        for key, value in x["model"].items():
+            torch.testing.assert_close(y["model"][key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_does_not_depend_on_the_number_of_processes(alone: Path, two: Path, tmp_path: Path) -> None:
+    code, out, _ = run(tmp_path, 2, "--test", "--checkpoint", str(alone / "vma.pt"), "test_data.batch_size=5")
+    assert code == 0 and out.count("written:") == 1
+    with np.load(alone / "table.npz") as one, np.load(tmp_path / "table.npz") as both:
+        bounds = [name for name in one.files if not name.endswith("key")]
+        assert len(bounds) == 16
+        for name in bounds:
+            np.testing.assert_allclose(both[name], one[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_stopped(alone: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, 2, *RUN, "train_spec.steps=7")[0] == 0
+    assert run(tmp_path, 1, *RUN)[0] == 0
+    for a, b in zip(
+        rows(alone), [row for row in rows(tmp_path) if row["part"] != "validation" or row["step"] != 7], strict=True
+    ):
+        assert b["bound"] == pytest.approx(a["bound"], rel=1e-4)
+
+
+def test_one_process_writes(two: Path) -> None:
+    assert len(list((two / "tb").iterdir())) == 1
+    assert [step for step, _ in board(two / "tb")["train/bound"]] == list(range(1, 13))
+    assert not list(two.glob("*.part")) and not list(two.glob("*rank*"))
+
+
+def test_weights_carry_no_prefix(two: Path, alone: Path) -> None:
+    for name in ("vma.pt", "vma.last.pt"):
+        state = checkpoints.load(two / name)
+        assert state["model"].keys() == checkpoints.load(alone / name)["model"].keys()
+
+
+def test_batches_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    code, _, err = run(tmp_path, 2, "--train", "train_data.batch_size=12")
+    assert code == 2
+    assert "batch_size: 12 is not a positive multiple of 8 (targets_per_memory 4, processes 2); use 8 or 16" in err
+    assert "Traceback" not in err
+
+
+# --- what processes tell each other -----------------------------------------------------------------------------------
+
+TALK = """
+import json, sys, torch
+from processes import from_environment
+from errors import PeerFailedError, DataError
+me = from_environment()
+told = {"rank": me.rank}
+with me.joined(torch.device("cpu")):
+    told["on_main"] = me.on_main(lambda: f"from {me.rank}")
+    told["gathered"] = me.gathered({"rank": me.rank})
+    told["largest"] = [me.largest(me.rank), me.largest(5 - me.rank)]
+    told["total"] = me.total(torch.tensor([1.0, 10.0 * me.rank])).tolist()
+    def fail():
+        raise DataError("no")
+    try:
+        me.on_main(fail)
+    except PeerFailedError as error:
+        told["failed"] = error.status
+    except DataError as error:
+        told["failed"] = str(error)
+    told["after"] = me.on_main(lambda: 7)
+open(f"{sys.argv[1]}/{me.rank}.json", "w").write(json.dumps(told))
+"""
+
+
+def test_processes_agree(tmp_path: Path) -> None:
+    (tmp_path / "talk.py").write_text(TALK)
+    code, _, err = finish(start_together(2, str(tmp_path / "talk.py"), str(tmp_path)))
+    assert code == 0, err
+    for rank, failed in ((0, "no"), (1, 3)):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == {
+            "rank": rank,
+            "on_main": "from 0",
+            "gathered": [{"rank": 0}, {"rank": 1}],
+            "largest": [1, 5],
+            "total": [2.0, 10.0],
+            "failed": failed,
+            "after": 7,
+        }
+
+
+def test_one_process_talks_to_itself() -> None:
+    me = Processes()
+    assert me == from_environment()
+    with me.joined(torch.device("cpu")):
+        assert (me.on_main(lambda: 3), me.gathered(4), me.largest(5)) == (3, [4], 5)
+        assert me.total(torch.tensor(6)) == 6
+    with pytest.raises(RuntimeError, match="gloo"), me.watched():
+        raise RuntimeError("gloo")  # nobody to blame
+    assert PeerFailedError(3).status == 3
+
+
+# --- one cannot go on -------------------------------------------------------------------------------------------------
+
+NAN_ON_ONE = """
+from models.vma.vma import VMA
+loss, calls = VMA.loss, []
+def broken(model, *args):
+    calls.append(1)
+    value, metrics = loss(model, *args)
+    # the first two calls are of the validation at step 0, of which there are two batches
+    return (value * float("nan") if rank == 1 and len(calls) == 1 + 5 else value), metrics
+VMA.loss = broken
+"""
+
+
+def test_a_loss_that_is_not_finite_on_one_stops_all(tmp_path: Path) -> None:
+    began = time.monotonic()
+    code, _, err = finish(start_together(2, *script(tmp_path, NAN_ON_ONE, *RUN)))
+    assert code == 1 and time.monotonic() - began < 30
+    assert "process 1: NonFiniteError: step 4 is not finite in process 1 of 2: loss nan" in err
+    assert err.count("replay that step alone with: python run.py") == 1
+    assert "Traceback" not in err
+    evidence = checkpoints.load(tmp_path / "vma.nonfinite.pt")
+    assert evidence["progress"]["step"] == 4
+    assert all(value.isfinite().all() for value in evidence["model"].values())
+    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 3
+
+
+FULL_DISK = """
+import resource
+from pathlib import Path
+if rank == 0:
+    import commands, trainer
+    save = trainer.Trainer.save_state
+    def limited(self, *args):
+        if self.progress.step >= 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        save(self, *args)
+    trainer.Trainer.save_state = limited
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_in_the_process_that_writes_stops_all(tmp_path: Path) -> None:
+    began = time.monotonic()
+    code, _, err = finish(start_together(2, *script(tmp_path, FULL_DISK, *RUN)))
+    assert code == 1 and time.monotonic() - began < 30
+    assert "cannot write" in err and "vma.last.pt" in err
+    assert "Traceback" not in err
+    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] <= 6
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
+)
+def test_a_signal_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two: Path, number: signal.Signals) -> None:
+    process = start_together(2, "run.py", *arguments(tmp_path, *RUN))
+    wait_for(logged(tmp_path, 4), process)
+    began = time.monotonic()
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert code == 128 + number and time.monotonic() - began < 10
+    assert err.count("resume with: python run.py") == 1 and "Traceback" not in err
+    assert run(tmp_path, 2, *RUN)[0] == 0
+    assert curves(tmp_path) == curves(two)
+    assert same_end(tmp_path, two)
+
+
+SIGNAL_TO_ONE = """
+import signal
+from data.episodes import EpisodeLoader
+at = EpisodeLoader.at
+def asked(loader, step):
+    if rank == 1 and step == 5 and loader._split == "train":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return at(loader, step)
+EpisodeLoader.at = asked
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all(tmp_path: Path) -> None:
+    began = time.monotonic()
+    code, _, err = finish(start_together(2, *script(tmp_path, SIGNAL_TO_ONE, *RUN)))
+    assert code == 143 and time.monotonic() - began < 30
+    assert err.count("stopped by SIGTERM; resume with") == 1 and "Traceback" not in err
+    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 6
+
+
+KILLED = """
+import signal
+from data.episodes import EpisodeLoader
+at = EpisodeLoader.at
+def asked(loader, step):
+    if rank == {rank} and step == 5 and loader._split == "train":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return at(loader, step)
+if not os.environ.get("SPARE"):
+    EpisodeLoader.at = asked
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_kill_9_of_one_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two: Path, rank: int) -> None:
+    began = time.monotonic()
+    code, _, err = finish(start_together(2, *script(tmp_path, KILLED.format(rank=rank), *RUN)))
+    assert code in (137, 1) and time.monotonic() - began < 30
+    assert "another process of this run has ended" in err and "Traceback" not in err
+    assert run(tmp_path, 2, *RUN)[0] == 0
+    assert curves(tmp_path) == curves(two)
+    assert same_end(tmp_path, two)
+
+
+# --- torchrun ---------------------------------------------------------------------------------------------------------
+
+
+def torchrun(folder: Path, *more: str) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py", *arguments(folder, *more)]
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_tests(tmp_path: Path, two: Path) -> None:
+    code, out, err = finish(start(*torchrun(tmp_path, *RUN, "--test")), 120)
+    assert code == 0, err
+    assert out.count("written:") == 1
+    assert curves(tmp_path) == curves(two)
+    assert same_end(tmp_path, two)
+    assert (tmp_path / "table.csv").read_text() == (two / "table.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_torchrun_passes_signals_on(tmp_path: Path, two: Path, number: signal.Signals) -> None:
+    process = start(*torchrun(tmp_path, *RUN))
+    wait_for(logged(tmp_path, 4), process)
+    began = time.monotonic()
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert code != 0 and time.monotonic() - began < 15
+    assert err.count("resume with: python run.py") == 1
+    assert run(tmp_path, 2, *RUN)[0] == 0
+    assert curves(tmp_path) == curves(two)
+    assert same_end(tmp_path, two)
+
+
+@pytest.mark.slow
+def test_torchrun_ends_all_when_one_is_killed(tmp_path: Path, two: Path) -> None:
+    command = torchrun(tmp_path, *RUN)
+    command[command.index("run.py") :] = script(tmp_path, KILLED.format(rank=1), *RUN)
+    began = time.monotonic()
+    code, _, _ = finish(start(*command))
+    assert code == 1 and time.monotonic() - began < 40
+    assert run(tmp_path, 2, *RUN)[0] == 0
+    assert curves(tmp_path) == curves(two)
+    assert same_end(tmp_path, two)
+
+
+# --- the launcher -----------------------------------------------------------------------------------------------------
+
+
+def launched(tmp_path: Path, source: str, world: int = 2) -> int:
+    path = tmp_path / "child.py"
+    path.write_text("import os, sys, time\nrank = int(os.environ['RANK'])\n" + source)
+    return launch.run([sys.executable, str(path), str(tmp_path)], world)
+
+
+def test_children_know_their_place(tmp_path: Path) -> None:
+    source = "open(f'{sys.argv[1]}/{rank}', 'w').write(' '.join(os.environ[n] for n in "
+    source += "('WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')))"
+    assert launched(tmp_path, source, 3) == 0
+    places = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
+    assert [place[:3] for place in places] == [["3", str(rank), "127.0.0.1"] for rank in range(3)]
+    assert len({place[3] for place in places}) == 1
+
+
+def test_the_first_failure_counts_and_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "QUIET", 0.2)
+    began = time.monotonic()
+    assert launched(tmp_path, "sys.exit(3) if rank else time.sleep(60)") == 3
+    assert time.monotonic() - began < 10
+
+
+def test_a_child_that_ignores_signals_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "QUIET", 0.5)
+    monkeypatch.setattr(launch, "GRACE", 0.5)
+    source = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsys.exit(4) if rank else time.sleep(60)"
+    began = time.monotonic()
+    assert launched(tmp_path, source) == 4
+    assert time.monotonic() - began < 10
