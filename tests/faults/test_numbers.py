@@ -1,5 +1,7 @@
 """Numbers that are not finite, in a run of the real model: it stops before they reach the weights and says where."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -59,14 +61,42 @@ def test_the_run_stops_with_the_weights_of_the_step_before(
         assert saved["progress"]["step"] == step
         assert all(value.isfinite().all() for value in saved["model"].values())
 
-    # without the fault it goes on as if nothing had been
+    # without the fault the step is finite, and the training goes on as if nothing had been
+    assert main(tmp_path, *replay_command(err)) == 0
+    assert "step 6, seed 0: loss" in (out := capsys.readouterr().out) and "all finite" in out
     assert main(tmp_path, "--train") == 0
     assert main(tmp_path / "whole", "--train") == 0
     assert curves(tmp_path) == curves(tmp_path / "whole")
     assert same_end(tmp_path, tmp_path / "whole")
 
 
-def test_a_learning_rate_that_explodes_ends_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(tmp_path, "--train", "train_spec.lr=1e30", "train_spec.optimizer=SGD") == 1
+def replay_command(err: str) -> list[str]:
+    """The arguments of the command that was printed, after the configuration's."""
+    (line,) = (line for line in err.splitlines() if "replay" in line)
+    words = shlex.split(line.partition("run.py ")[2])
+    assert words[0] == "--config"
+    return [word for word in words[2:] if word != "--set"]  # which `main` puts there itself
+
+
+def test_a_learning_rate_that_explodes_ends_with_a_sentence_and_can_be_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explosive = ("train_spec.lr=1e30", "train_spec.optimizer=SGD")
+    assert main(tmp_path, "--train", *explosive) == 1
     err = capsys.readouterr().err
-    assert "finite" in err and "Traceback" not in err
+    assert "Traceback" not in err
+    found = re.search(r"step (\d+) is not finite: (loss .*?); no weight", err)
+    assert found and "targets " in found[2]
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    assert all(value.isfinite().all() for value in checkpoints.load(tmp_path / "vma.nonfinite.pt")["model"].values())
+
+    assert main(tmp_path, *replay_command(err)) == 1
+    again = capsys.readouterr().err
+    assert f"step {found[1]} is not finite: {found[2]}; in the gradient of [" in again
+    assert "Traceback" not in again
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == kept
+
+    assert main(tmp_path, *replay_command(err), "train_spec.seed=1") == 2  # another run
+    assert "train_spec.seed" in capsys.readouterr().err
+    assert main(tmp_path, "--train", "--restart", "train_spec.steps=2") == 0
+    assert not (tmp_path / "vma.nonfinite.pt").exists()
