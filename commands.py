@@ -240,6 +240,7 @@ class Run:
                 "images": images,
                 "likelihood": self.config.model.likelihood,
                 "targets": spec.targets or "all",
+                "own_class": spec.own_class,
             },
         )
 

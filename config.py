@@ -319,6 +319,8 @@ class TestSpec(_Section):
     test_params: TestParams
     importance_num: Positive = 1000
     targets: Positive | None = None
+    subset: Literal["test", "train", "held_out"] = "test"
+    own_class: bool = True
     seed: Natural = 0
     chunk: Positive | None = None
 

@@ -167,6 +167,8 @@ def _broken_sharing(data: DataConfig) -> Iterator[_Broken]:
 
 def _test_grid(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
     """Every cell draws by max_batch_cls with exact: false, so one class may have to fill a memory."""
+    if spec.subset != "test":
+        return  # episodes check themselves
     path, most = "test_spec.test_params", _SMALLEST_TEST_CLASS[data.kind] - 1
     if large := [m for m in spec.test_params.timesteps if m > most]:
         text = f"{large[0]} is more than {most}, the images of a class of test_data less the target; use up to {most}"
@@ -218,6 +220,12 @@ def _dummies(model: ModelConfig, train: TrainDataConfig, val: DataConfig, spec: 
         yield f"{path}.timesteps", text
 
 
+def _subset(train: TrainDataConfig, spec: TestSpec) -> Iterator[Problem]:
+    if spec.subset == "held_out" and not train.held_out_classes:
+        text = "held_out has no classes where train_data.held_out_classes is 0; use test or train"
+        yield "test_spec.subset", text
+
+
 def _warmup(spec: TrainSpec) -> Iterator[Problem]:
     if spec.warmup > spec.steps:
         yield "train_spec.warmup", f"{spec.warmup} is more than train_spec.steps {spec.steps}; use up to {spec.steps}"
@@ -232,7 +240,7 @@ def _metric_samples(spec: TestSpec) -> Iterator[Problem]:
 
 def _test_size(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
     images = {"omniglot": 20 * _EVALUATION_CLASSES[data.split], "mnist": _TEST_DIGITS, "glyphs": 20 * _TEST_GLYPHS}
-    if spec.targets and spec.targets > images[data.kind]:
+    if spec.targets and spec.subset == "test" and spec.targets > images[data.kind]:
         yield "test_spec.targets", f"{spec.targets} is more than the {images[data.kind]} images of test_data; use null"
     if spec.chunk and spec.chunk % _NOISE_BLOCK:
         down, up = spec.chunk // _NOISE_BLOCK * _NOISE_BLOCK, -(-spec.chunk // _NOISE_BLOCK) * _NOISE_BLOCK
@@ -258,6 +266,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = 
     (("test_data", "test_spec"), _test_grid),
     (("model", "train_spec"), _samples),
     (("model", "train_data", "val_data", "test_spec"), _dummies),
+    (("train_data", "test_spec"), _subset),
     (("train_spec",), _warmup),
     (("test_spec",), _metric_samples),
     (("test_data", "test_spec"), _test_size),

@@ -82,8 +82,11 @@ def training_images(config: Config, device: torch.device) -> TrainingImages:
 
 
 def test_images(config: Config, device: torch.device) -> ClassImages:
-    """The classes of the test.  Raises DataError."""
-    return _resampled(config.test_data, _drawings(config.test_data, "test")).to(device)
+    """The classes of the test, or those that `test_spec.subset` names instead.  Raises DataError, UserError."""
+    if config.test_spec.subset == "test":
+        return _resampled(config.test_data, _drawings(config.test_data, "test")).to(device)
+    images = training_images(config, device)
+    return images.train if config.test_spec.subset == "train" else images.held_out
 
 
 def _drawings(data: DataConfig, subset: str) -> ClassImages:
@@ -128,7 +131,8 @@ def validation_loader(config: Config, images: TrainingImages) -> EpisodeLoader |
 
 def grid_episodes(config: Config, images: ClassImages, max_batch_cls: int, timesteps: int) -> GridEpisodes:
     """The episodes of one cell of the test grid."""
-    spec = EpisodeSpec(timesteps=timesteps, exact=False, max_batch_cls=max_batch_cls)
+    own_class = config.test_spec.own_class
+    spec = EpisodeSpec(timesteps=timesteps, exact=False, max_batch_cls=max_batch_cls, own_class=own_class)
     targets = spread_targets(images.counts, config.test_spec.targets)
     return GridEpisodes(images, spec, targets, config.test_spec.seed, cell_name(max_batch_cls, timesteps))
 

@@ -56,8 +56,7 @@ def markdown(rows: Sequence[Row], config: Config) -> str:
     header += ["published code", "paper"] if known else []
     lines = [
         f"{metric(rows)}: minus the importance-weighted bound, nats per image, lower is better. "
-        f"{data.kind}, {data.split} split, {data.resize} x {data.resize} by {data.resample}; "
-        "C = up to that many classes in a memory, M = images in it, never the target.",
+        f"{data.kind}, {data.split} split, {data.resize} x {data.resize} by {data.resample}; {_memories(config)}.",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",
@@ -71,6 +70,16 @@ def markdown(rows: Sequence[Row], config: Config) -> str:
     if known:
         lines += ["", _CAVEAT]
     return "\n".join(lines) + "\n"
+
+
+def _memories(config: Config) -> str:
+    """Which targets and memories the numbers speak of."""
+    spec = config.test_spec
+    of = {"test": "", "train": "targets of training classes; ", "held_out": "targets of held-out classes; "}[
+        spec.subset
+    ]
+    images = "never the target" if spec.own_class else "all of other classes than the target's (a control)"
+    return f"{of}C = up to that many classes in a memory, M = images in it, {images}"
 
 
 _CAVEAT = (
@@ -126,7 +135,9 @@ def _published(config: Config) -> bool:
     data = config.test_data
     images = (data.kind, data.split, data.resize, data.resample)
     bound = (config.model.likelihood, config.test_spec.importance_num)
-    return (images, bound) == (("omniglot", "official", 26, "nearest-exact"), ("bernoulli", 1000))
+    of = (config.test_spec.subset, config.test_spec.own_class)
+    published = (("omniglot", "official", 26, "nearest-exact"), ("bernoulli", 1000), ("test", True))
+    return (images, bound, of) == published
 
 
 def _known(table: Mapping[int, Sequence[float]], row: Row) -> str:

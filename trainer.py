@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import checkpoints
@@ -142,8 +142,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.processes = processes
         self.loss = processes.parallel(Loss(model), self.device)
-        average = get_ema_multi_avg_fn(plan.ema_decay)
-        self.averaged = AveragedModel(model, multi_avg_fn=average) if plan.ema_decay else None
+        self.averaged = AveragedModel(model, multi_avg_fn=self._average) if plan.ema_decay else None
         self.progress = Progress()
         self.means = Means()  # of the steps since the last row of the log
 
@@ -228,6 +227,12 @@ class Trainer:
             self.averaged.update_parameters(self.model)
         self.progress.step += 1
         return {"loss": loss, "gradient_norm": norm, **metrics}
+
+    @torch.no_grad()
+    def _average(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+        """A moving average whose decay rises to `ema_decay`, so that the first weights are soon forgotten."""
+        step = self.progress.step  # that of the count of updates, which would have to be waited for
+        torch._foreach_lerp_(averaged, current, 1 - min(self.plan.ema_decay, (1 + step) / (10 + step)))
 
     def gradient(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss, clipped gradient's norm before clipping, and metrics [B] of the present step; weights stay."""

@@ -36,6 +36,8 @@ class EpisodeSpec:
 
     `targets_per_memory: T` above 1 needs the first rule: each class in the memory is the own class of T/(timesteps/m)
     targets, so that every single target sees the distribution of memories that it sees with T = 1.
+
+    Without `own_class`, a control, another class stands where the target's own would.
     """
 
     timesteps: int
@@ -43,6 +45,7 @@ class EpisodeSpec:
     max_img_per_class: int | None = None
     max_batch_cls: int | None = None
     targets_per_memory: int = 1
+    own_class: bool = True
 
     @property
     def most_classes(self) -> int:
@@ -89,16 +92,16 @@ class EpisodeSpec:
     def _sharing_problem(self) -> tuple[str, str] | None:
         if self.targets_per_memory == 1:
             return None
-        if self.max_img_per_class is None or not self.exact:
+        if self.max_img_per_class is None or not self.exact or not self.own_class:
             return "targets_per_memory", "targets can share a memory only with max_img_per_class and exact: true"
         if self.targets_per_memory % self.most_classes:
             return "targets_per_memory", f"is not a multiple of the {self.most_classes} classes in a memory"
         return None
 
     def _size_problem(self, key: str, classes: int, smallest: int) -> tuple[str, str] | None:
-        if self.most_classes > classes:
+        if (needed := self.most_classes + (not self.own_class)) > classes:
             key = "timesteps" if key == "max_img_per_class" else key
-            return key, f"needs {self.most_classes} classes and there are {classes}"
+            return key, f"needs {needed} classes and there are {classes}"
         targets = max(1, self.targets_per_memory // self.most_classes)  # of one class
         if self.most_images + targets <= smallest:
             return None
@@ -189,11 +192,14 @@ class _Sampler:
         if self.spec.timesteps == 0:
             return target.new_empty(len(target), 0)
         sizes = self._sizes(len(target), numbers)  # [G, P]
-        classes = torch.cat([own.unsqueeze(1), self._others(own, numbers)], 1)  # [G, P]
+        classes = self._others(own, self.spec.most_classes - self.spec.own_class, numbers)
+        if self.spec.own_class:
+            classes = torch.cat([own.unsqueeze(1), classes], 1)  # [G, P]
         count = self._counts[classes]
-        count[:, 0] -= 1  # the target is passed over
+        count[:, 0] -= int(self.spec.own_class)  # the target is passed over
         picked = numbers.distinct(count, sizes, self.spec.most_images)  # [G, P, R]
-        picked[:, 0] += picked[:, 0] >= (target - self._offsets[own]).unsqueeze(1)
+        if self.spec.own_class:
+            picked[:, 0] += picked[:, 0] >= (target - self._offsets[own]).unsqueeze(1)
         return self._first(self._offsets[classes].unsqueeze(-1) + picked, sizes)
 
     def shared(self, groups: int, numbers: _Numbers) -> tuple[Tensor, Tensor]:
@@ -238,9 +244,9 @@ class _Sampler:
         ends = torch.cat([torch.zeros_like(rest), cuts.sort(1).values, rest], 1)
         return torch.cat([own.unsqueeze(1), ends.diff(dim=1)], 1)[:, : self.spec.most_classes]
 
-    def _others(self, own: Tensor, numbers: _Numbers) -> Tensor:
-        """P - 1 distinct classes other than `own` [G], in random order: [G, P - 1]."""
-        others = self._classes(len(own), len(self._counts) - 1, self.spec.most_classes - 1, numbers)
+    def _others(self, own: Tensor, number: int, numbers: _Numbers) -> Tensor:
+        """Distinct classes other than `own` [G], in random order: [G, number]."""
+        others = self._classes(len(own), len(self._counts) - 1, number, numbers)
         return others + (others >= own.unsqueeze(1))
 
     def _classes(self, groups: int, classes: int, size: int, numbers: _Numbers) -> Tensor:

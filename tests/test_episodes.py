@@ -460,3 +460,27 @@ def test_all_images_are_targets_where_no_number_is_given() -> None:
 def test_an_impossible_number_of_targets_is_refused(number: int) -> None:
     with pytest.raises(UserError, match=f"targets: {number} is not between 1 and 19"):
         spread_targets(torch.tensor(UNEQUAL), number)
+
+
+# --- controls ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("most", "timesteps"), [(1, 5), (2, 5), (3, 4)])
+def test_without_the_own_class_memories_hold_others_only(most: int, timesteps: int) -> None:
+    images = ClassImages(torch.zeros(60, 4, 4, dtype=torch.uint8), torch.full((6,), 10), tuple("abcdef"))
+    spec = EpisodeSpec(timesteps, exact=False, max_batch_cls=most, own_class=False)
+    e = GridEpisodes(images, spec, torch.arange(60), 0, "control").batch(slice(0, 60))
+    assert not (e.memory_class == e.x_class).any()
+    for rows, classes in zip(e.memory_index, e.memory_class, strict=True):
+        assert len(set(rows.tolist())) == timesteps
+        assert 1 <= len(set(classes.tolist())) <= most
+    used = {len(set(classes.tolist())) for classes in e.memory_class}
+    assert used == set(range(1, most + 1))
+    seen = torch.bincount(e.memory_class.flatten(), minlength=6)
+    assert (seen > 0).all()
+
+
+def test_the_control_needs_a_class_more() -> None:
+    images = ClassImages(torch.zeros(20, 4, 4, dtype=torch.uint8), torch.full((2,), 10), ("a", "b"))
+    with pytest.raises(UserError, match="max_batch_cls: 2 needs 3 classes and there are 2; use 1"):
+        GridEpisodes(images, EpisodeSpec(4, False, None, 2, own_class=False), torch.arange(20), 0, "control")

@@ -91,13 +91,15 @@ def test_large_gradients_are_scaled_to_the_given_norm(tmp_path: Path) -> None:
 
 
 def test_the_average_is_the_closed_form(tmp_path: Path) -> None:
-    decay, steps = 0.7, 12
+    """Weights of step n enter with 1 - d_n and decay by d_m in every later step m; d_m rises to the decay at m = 8."""
+    decay, steps = 0.5, 20
+    d = [0.0] + [min(decay, (1 + n) / (10 + n)) for n in range(1, steps)]  # the first step begins the average
+    assert d[7] < decay == d[8] == d[-1]
     mine = toy_trainer(tmp_path, ema_decay=decay, steps=steps)
     assert equal(weights(mine.evaluated), weights(Toy()))  # before the first step
     w = history(mine.model, mine.step, steps)
     for i in range(2):
-        exact = decay ** (steps - 1) * w[0][i].double()  # the first step begins the average
-        exact += (1 - decay) * sum(decay ** (steps - n) * w[n - 1][i].double() for n in range(2, steps + 1))
+        exact = sum((1 - d[n]) * math.prod(d[n + 1 :]) * w[n][i].double() for n in range(steps))
         torch.testing.assert_close(weights(mine.evaluated)[i].double(), exact, rtol=1e-5, atol=1e-6)
     mine.save_weights()
     saved = checkpoints.load(tmp_path / "toy.pt")["model"]
