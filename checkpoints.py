@@ -1,13 +1,15 @@
 """Files that survive: atomic save, checked load.
 
-A file is what `torch.save` writes (a zip archive), with the SHA-256 of everything before it as the archive's comment:
-`torch.load` still reads it, and a changed byte anywhere is found.
+A checkpoint is what `torch.save` writes (a zip archive), with the SHA-256 of everything before it as the archive's
+comment: `torch.load` still reads it, and a changed byte anywhere is found.  Published weights are a safetensors file
+with the configuration and a SHA-256 of the weights in its header.
 """
 
 import fcntl
 import glob
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,10 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from errors import DataError, UserError
+
+EXPORTED = ".safetensors"
 
 _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64
@@ -69,15 +74,14 @@ def save(path: Path, state: Mapping[str, Any], previous: Path | None = None) -> 
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in `path`, on the CPU.
+    """The state in `path`, on the CPU: a checkpoint or, by its ending `.safetensors`, what `export` wrote.
 
     Raises:
         DataError: the file cannot be read, is damaged, or holds anything but tensors and plain values.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); name a checkpoint with --checkpoint") from None
+    content = _content(path)
+    if path.suffix == EXPORTED:
+        return _exported(path, content)
     archive, comment = content[:-_COMMENT], content[-_COMMENT:]
     if comment != _MARK + hashlib.sha256(archive).hexdigest().encode():
         raise DataError(f"{path}: damaged, or not a checkpoint of this program (its SHA-256 differs); use another copy")
@@ -88,6 +92,34 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise DataError(f"{path}: not a checkpoint: it holds a {type(state).__name__}")
     return state
+
+
+def export(path: Path, weights: Mapping[str, Tensor], config: str) -> None:
+    """Write `weights` with their configuration as a safetensors file.  Raises OSError."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    header = {"config": config, "sha256": hashlib.sha256(config.encode() + digest(plain).encode()).hexdigest()}
+    write_atomically(path, safetensors.torch.save(plain, header))
+
+
+def _exported(path: Path, content: bytes) -> dict[str, Any]:
+    """`config` and `model` of what `export` wrote.  Raises DataError."""
+    try:
+        weights = safetensors.torch.load(content)
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])["__metadata__"]
+        config, expected = header["config"], header["sha256"]
+    except Exception as error:  # a header that was tampered with raises anything
+        raise DataError(f"{path}: not weights of this program ({type(error).__name__}: {str(error)[:200]})") from None
+    if hashlib.sha256(config.encode() + digest(weights).encode()).hexdigest() != expected:
+        raise DataError(f"{path}: damaged (the SHA-256 of its weights and configuration differs); use another copy")
+    return {"config": config, "model": weights}
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name a checkpoint with --checkpoint") from None
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -252,7 +253,22 @@ class Run:
         Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
         return model.eval()
 
+    def export(self, path: Path) -> None:
+        """Write the weights of the checkpoint, with their configuration, for others.  Raises UserError, OSError."""
+        if path.suffix != checkpoints.EXPORTED:
+            raise UserError(f"--export {path}: the name must end in {checkpoints.EXPORTED}")
+        if self.processes.main:
+            state = self._checkpoint()
+            checkpoints.export(path, state["model"], state["config"])
+            print(
+                f"written: {path}, {path.stat().st_size} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
+            )
+
     def _weights(self) -> dict[str, Tensor]:
+        return self._checkpoint()["model"]
+
+    def _checkpoint(self) -> dict[str, Any]:
+        """The checkpoint to test; its networks are those of the configuration.  Raises UserError, DataError."""
         path = self._named or Path(self.config.test_checkpoint)
         if not path.exists():
             missing = DataError if self._named else UserError
@@ -262,7 +278,7 @@ class Run:
         if changed:
             listed = "\n  ".join(changed)
             raise UserError(f"{path}: its model is not the one of this configuration:\n  {listed}")
-        return state["model"]
+        return state
 
     # --- pictures -----------------------------------------------------------------------------------------------------
 

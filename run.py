@@ -37,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (tb beside the checkpoint)")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test and --sample")
     p.add_argument("--restart", action="store_true", help="train anew, whatever an earlier run left")
+    p.add_argument("--export", type=Path, metavar="PATH",
+                   help="write the weights, with their configuration, as PATH.safetensors")  # fmt: skip
     p.add_argument("--replay", type=Path, metavar="PATH",
                    help="compute the step again that ended a training because it was not finite")  # fmt: skip
     return p
@@ -51,7 +53,7 @@ def device(text: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(arguments)
-    if not (args.train or args.test or args.sample or args.replay):
+    if not (args.train or args.test or args.sample or args.export or args.replay):
         p.error("nothing to do: give --train, --test or --sample")
     given = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -118,6 +120,8 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
                 run.test()
             if args.sample:
                 run.sample()
+            if args.export:
+                run.export(args.export)
     except commands.OutOfMemoryError as error:
         advice = "lower train_data.batch_size, or for the test set test_spec.chunk=50 and lower test_data.batch_size"
         raise MemoryError(f"{str(error).splitlines()[0]} {advice}") from None

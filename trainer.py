@@ -26,6 +26,7 @@ from randomness import StepNoise
 
 Metrics = dict[str, float]
 Sums = dict[str, tuple[float, int]]
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 _NOTHING = (0.0, 0)
 
@@ -229,7 +230,7 @@ class Trainer:
         return {"loss": loss, "gradient_norm": norm, **metrics}
 
     @torch.no_grad()
-    def _average(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+    def _average(self, averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
         """A moving average whose decay rises to `ema_decay`, so that the first weights are soon forgotten."""
         step = self.progress.step  # that of the count of updates, which would have to be waited for
         torch._foreach_lerp_(averaged, current, 1 - min(self.plan.ema_decay, (1 + step) / (10 + step)))

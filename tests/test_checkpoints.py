@@ -324,3 +324,46 @@ def test_the_digest_tells_every_change_of_the_weights() -> None:
     assert len(set(digests)) == len(digests)
     strided = torch.tensor([[1.0, 3.0], [2.0, 4.0]]).t()
     assert checkpoints.digest({"c": weights["c"], "b": weights["b"], "a": strided}) == digests[0]
+
+
+# --- weights for others -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A small file and the weights in it, one of them not contiguous."""
+    weights = {"a": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).T, "b.c": torch.zeros(0, 2)}
+    checkpoints.export(tmp_path / "w.safetensors", weights, "model: {}\n")
+    return tmp_path / "w.safetensors", weights
+
+
+def test_exported_weights_read_back(exported: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    path, weights = exported
+    state = checkpoints.load(path)
+    assert state["config"] == "model: {}\n"
+    assert state["model"].keys() == weights.keys()
+    assert all(torch.equal(state["model"][name], value) for name, value in weights.items())
+    from safetensors.torch import load_file
+
+    assert torch.equal(load_file(path)["a"], weights["a"])  # for whoever has only that library
+
+
+def test_a_changed_byte_of_exported_weights_is_found(exported: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    path, weights = exported
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            state = checkpoints.load(path)
+        except DataError as error:
+            assert str(path) in str(error)
+        else:  # a byte without meaning, such as one of the padding
+            assert state["config"] == "model: {}\n"
+            assert all(torch.equal(state["model"][name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 100, b"\x02" + bytes(7) + b"{}"])
+def test_other_files_are_no_exported_weights(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match="not weights of this program"):
+        checkpoints.load(tmp_path / "w.safetensors")

@@ -305,3 +305,20 @@ def test_the_log_is_lines_of_json(finished: Path) -> None:
     for line in (finished / "log.jsonl").read_text().splitlines():
         row = json.loads(line)
         assert {"part", "step", "bound"} <= row.keys()
+
+
+def test_exported_weights_are_tested_and_sampled_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, weights = bounds(run), run / "weights.safetensors"
+    assert main(run, "--export", str(weights)) == 0
+    assert f"written: {weights}" in capsys.readouterr().out
+    (run / "vma.pt").unlink()
+    for path in run.glob("table.*"):
+        path.unlink()
+    assert main(run, "--test", "--sample", "--checkpoint", str(weights)) == 0
+    after = bounds(run)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert main(run, "--test", "--checkpoint", str(weights), "model.latent_dim=5") == 2
+    assert "model.latent_dim: 4 in the checkpoint, 5 now" in capsys.readouterr().err
+    assert main(run, "--export", str(run / "weights.bin"), "--checkpoint", str(weights)) == 2
+    assert "must end in .safetensors" in capsys.readouterr().err
