@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ class Journal:
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
+            threading.excepthook = _without_traceback
             _wait_for_a_later_name(tensorboard)
             self._board = SummaryWriter(str(tensorboard), purge_step=0 if start is None else start + 1)
 
@@ -83,6 +85,12 @@ class Journal:
             if not self._warned:
                 _log.warning("the log cannot be written (%s); the training goes on without it", error)
             self._warned = True
+
+
+def _without_traceback(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes from a thread of its own, and tells its failure to the next call, which is warned of."""
+    if not type(failure.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(failure)
 
 
 def _wait_for_a_later_name(folder: Path) -> None:

@@ -4,6 +4,8 @@ The processes find each other through the variables that torchrun sets too; torc
 this serves `python run.py` with its exit statuses.
 """
 
+import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -27,7 +29,9 @@ def run(command: Sequence[str], world: int) -> int:
     """
     port = _free_port()
     places = [_environment(rank, world, port) for rank in range(world)]
-    processes = [subprocess.Popen(command, env=place, start_new_session=True) for place in places]
+    processes = [
+        subprocess.Popen(command, env=place, start_new_session=True, preexec_fn=_end_with_parent) for place in places
+    ]
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:
@@ -42,6 +46,12 @@ def run(command: Sequence[str], world: int) -> int:
             process.wait()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel for a SIGTERM to this process when the one that started it is killed."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _wait(processes: Sequence[Process]) -> int:

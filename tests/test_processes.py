@@ -1,7 +1,10 @@
 """Two real processes over gloo: they compute what one does, and when one cannot go on, none is left hanging."""
 
 import json
+import os
+import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -273,6 +276,53 @@ def test_kill_9_of_one_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two
     assert run(tmp_path, 2, *RUN)[0] == 0
     assert curves(tmp_path) == curves(two)
     assert same_end(tmp_path, two)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that `process` started, as long as it runs."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_killed_at_many_moments_go_on_exactly(tmp_path: Path) -> None:
+    """One or the other, half of the time while a file is written: as soon as its temporary name is seen."""
+    always = (*RUN, "train_spec.steps=80", "train_data.iter=20", "train_spec.save_every=2")
+    numbers, killed = random.Random(1), 0
+    for attempt in range(4):
+        process = start_together(2, "run.py", *arguments(tmp_path, *always))
+        wait_for(lambda: (tmp_path / "vma.last.pt").exists(), process)
+        seen = set(tmp_path.glob(".vma.*.part"))
+        if attempt % 2:
+            time.sleep(numbers.uniform(3, 6))
+        else:
+            wait_for(lambda seen=seen: bool(set(tmp_path.glob(".vma.*.part")) - seen), process)  # type: ignore[misc]
+        if found := children(process):
+            os.kill(found[attempt // 2 % 2], signal.SIGKILL)
+            killed += 1
+        code, _, err = finish(process)
+        assert code in (0, 1, 137) and "Traceback" not in err
+        checkpoints.load(tmp_path / "vma.last.pt")
+    assert killed >= 3
+    assert run(tmp_path, 2, *always)[0] == 0
+    assert run(tmp_path / "whole", 2, *always)[0] == 0
+    assert curves(tmp_path) == curves(tmp_path / "whole")
+    assert same_end(tmp_path, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    process = start_together(2, "run.py", *arguments(tmp_path, *RUN, "train_spec.steps=100000"))
+    wait_for(logged(tmp_path, 4), process)
+    orphans = children(process)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in orphans):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(orphans) == 2
+    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] >= 4  # saved on the way out
 
 
 # --- torchrun ---------------------------------------------------------------------------------------------------------
