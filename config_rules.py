@@ -15,7 +15,6 @@ _BACKGROUND_CLASSES = {"official": 964, "45-5": 1479}
 _EVALUATION_CLASSES = {"official": 659, "45-5": 144}
 _DIGITS = 10
 _TEST_DIGITS = 10_000  # images
-_NOISE_BLOCK = 50  # samples, randomness.TargetNoise.BLOCK
 _TEST_GLYPHS = 60  # classes
 _SMALLEST_CLASS = {"omniglot": 20, "glyphs": 20, "mnist": 5421}  # images, in training
 _SMALLEST_TEST_CLASS = {"omniglot": 20, "glyphs": 20, "mnist": 892}
@@ -242,10 +241,6 @@ def _test_size(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
     images = {"omniglot": 20 * _EVALUATION_CLASSES[data.split], "mnist": _TEST_DIGITS, "glyphs": 20 * _TEST_GLYPHS}
     if spec.targets and spec.subset == "test" and spec.targets > images[data.kind]:
         yield "test_spec.targets", f"{spec.targets} is more than the {images[data.kind]} images of test_data; use null"
-    if spec.chunk and spec.chunk % _NOISE_BLOCK:
-        down, up = spec.chunk // _NOISE_BLOCK * _NOISE_BLOCK, -(-spec.chunk // _NOISE_BLOCK) * _NOISE_BLOCK
-        near = f"{down} or {up}" if down else f"{up}"
-        yield "test_spec.chunk", f"{spec.chunk} is not a multiple of {_NOISE_BLOCK}; use {near}"
 
 
 def _files(train: TrainSpec, test: TestSpec) -> Iterator[Problem]:

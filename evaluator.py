@@ -18,13 +18,13 @@ from torch import Tensor
 
 from checkpoints import write_atomically
 from data.episodes import Episodes, GridEpisodes
-from errors import UserError
 from models.vma.vma import VMA, address_accuracy, kl_a
 from processes import Processes
 from randomness import TargetNoise
 
 # Decodes at once: on a CPU as many as its caches like, on a GPU as many as keep it busy.
 DECODES_AT_ONCE = {"cpu": 200, "cuda": 4096}
+SAMPLES_AT_ONCE = 50  # of a target, at least
 
 PARTS = ("bound", "kl_a", "kl_z", "address_accuracy")  # nats, the last a fraction
 PerTarget = dict[str, np.ndarray]  # PARTS, each [n] float64
@@ -45,21 +45,10 @@ class Grid:
 
 
 def sizes_at_once(device: torch.device, batch: int, chunk: int | None) -> tuple[int, int]:
-    """How many targets, and samples of each, to decode at once.
-
-    Raises:
-        UserError: `chunk` is not a multiple of `TargetNoise.BLOCK` samples.
-    """
-    budget, block = DECODES_AT_ONCE[device.type], TargetNoise.BLOCK
-    if chunk is not None:
-        if chunk % block:
-            near = f"{chunk // block * block} or " if chunk > block else ""
-            raise UserError(
-                f"test_spec.chunk: {chunk} is not a multiple of {block}; use {near}{-(-chunk // block) * block}"
-            )
-        return max(1, min(batch, budget // chunk)), chunk
-    targets = max(1, min(batch, budget // block))
-    return targets, max(1, budget // targets // block) * block
+    """How many targets, and samples of each, to decode at once."""
+    budget = DECODES_AT_ONCE[device.type]
+    targets = max(1, min(batch, budget // (chunk or SAMPLES_AT_ONCE)))
+    return targets, chunk or budget // targets
 
 
 @torch.no_grad()
@@ -76,11 +65,10 @@ def importance_bounds(
     """
     m = model.remember(episodes.memory, ahead=True)
     r = model.recognise(episodes.x, m)
-    targets = episodes.x_index.flatten().tolist()
     total = torch.full_like(episodes.x[:, :, 0, 0], -math.inf, dtype=torch.float64)  # [G, 1] log sum of weights
     kl_z = torch.zeros_like(total)
     for first in range(0, k, chunk):
-        noise = TargetNoise(episodes.x.device, *key, targets=targets, first=first)
+        noise = TargetNoise(*key, targets=episodes.x_index.flatten(), first=first)
         s = model.importance_samples(episodes.x, m, r, noise, min(chunk, k - first))
         total = torch.logaddexp(total, s.log_w.double().logsumexp(0))
         kl_z += s.kl_z.double().sum(0)

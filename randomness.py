@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,34 +57,60 @@ class StepNoise:
 
 
 class TargetNoise:
-    """Noise of samples `first .. first + K - 1` of each of G targets with a memory of their own (T = 1).
+    """Noise of samples `first .. first + K - 1` of each of G targets [G] with a memory of their own (T = 1).
 
-    Samples come in blocks of `BLOCK`; a block is a function of (key, target, block), so that neither the batch a
-    target stands in nor the chunks of K change its numbers; asked again, it gives the same ones.  `first` must be a
-    multiple of `BLOCK`.
+    A number is a function of (key, kind, target, sample, place in the sample), computed on the device of `targets`, so
+    that neither the batch a target stands in nor the chunks of K nor the device change it; asked again, it is the same.
     """
 
-    BLOCK = 50
-
-    def __init__(self, device: torch.device | str, *key: int | str, targets: Sequence[int], first: int) -> None:
-        if first % self.BLOCK:
-            raise ValueError(f"first sample {first} is not a multiple of {self.BLOCK}")
-        self._device, self._key, self._targets, self._first = device, key, targets, first
+    def __init__(self, *key: int | str, targets: Tensor, first: int = 0) -> None:
+        self._key, self._targets, self._first = key, targets, first
 
     def uniform(self, *shape: int) -> Tensor:
         """Numbers in [0, 1), shape [K, G, 1, ...]."""
-        return self._draw(torch.rand, "uniform", shape)
+        return (self._words("uniform", shape) >> 8).float() * 2.0**-24
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, shape [K, G, 1, ...]."""
-        return self._draw(torch.randn, "normal", shape)
+        """Standard normal numbers, shape [K, G, 1, ...], by the transform of Box and Muller (1958)."""
+        even = (*shape[:-1], shape[-1] + shape[-1] % 2) if len(shape) > 3 else (*shape, 2)
+        radius, angle = ((self._words("normal", even).double() + 0.5) * 2.0**-32).unflatten(-1, (-1, 2)).unbind(-1)
+        radius, angle = (-2 * radius.log()).sqrt(), 2 * math.pi * angle
+        both = torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(-2)
+        return both[..., : shape[-1]].float() if len(shape) > 3 else both[..., 0].float()
 
-    def _draw(self, draw, kind: str, shape: tuple[int, ...]) -> Tensor:  # type: ignore[no-untyped-def]
-        k, _, *rest = shape
-        blocks = range(self._first // self.BLOCK, -(-(self._first + k) // self.BLOCK))
-        columns = []
-        for target in self._targets:
-            streams = (generator(self._device, *self._key, kind, target, block) for block in blocks)
-            parts = [draw(self.BLOCK, *rest, generator=stream, device=self._device) for stream in streams]
-            columns.append(torch.cat(parts)[:k])
-        return torch.stack(columns, 1)
+    def _words(self, kind: str, shape: tuple[int, ...]) -> Tensor:
+        """Random numbers of 32 bits, int64 of `shape` [K, G, 1, ...]."""
+        k, _, _, *rest = shape
+        width, device = math.prod(rest), self._targets.device
+        sample = torch.arange(self._first, self._first + k, device=device).view(-1, 1, 1)
+        place = torch.arange(-(-width // 4), device=device)
+        words = philox(seed_of(*self._key, kind), (place, sample, self._targets.view(-1, 1), torch.zeros_like(place)))
+        return torch.stack(words, -1).flatten(-2)[..., :width].reshape(shape)
+
+
+def philox(key: int, counter: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+
+    Args:
+        key: 64 bits.
+        counter: four int64 tensors of 32-bit numbers that can be broadcast.
+
+    Returns:
+        Four int64 tensors of 32-bit numbers, each a random function of key and counter.
+    """
+    a, b, c, d = torch.broadcast_tensors(*counter)
+    k0, k1 = key & _LOW, key >> 32 & _LOW
+    for _ in range(10):
+        (a_high, a_low), (c_high, c_low) = _product(0xD2511F53, a), _product(0xCD9E8D57, c)
+        a, b, c, d = c_high ^ b ^ k0, c_low, a_high ^ d ^ k1, a_low
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return a, b, c, d
+
+
+_LOW = 0xFFFFFFFF
+
+
+def _product(factor: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The upper and lower 32 bits of a product of two 32-bit numbers, which int64 cannot hold whole."""
+    upper, lower = (x >> 16) * factor, (x & 0xFFFF) * factor
+    return (upper + (lower >> 16)) >> 16, ((upper << 16) + lower) & _LOW

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.episodes import Episodes
-from errors import UserError
 from evaluator import DECODES_AT_ONCE, Ledger, importance_bounds, sizes_at_once, summary
 from models.objectives import log_mean_exp
 from models.vma.vma import VMA, address_accuracy, kl_a
@@ -43,7 +42,7 @@ def at_once(model: VMA, batch: Episodes, k: int) -> dict[str, Tensor]:
     """All K weights in one tensor, and the plain definition."""
     m = model.remember(batch.memory)
     r = model.recognise(batch.x, m)
-    noise = TargetNoise("cpu", *KEY, targets=batch.x_index.flatten().tolist(), first=0)
+    noise = TargetNoise(*KEY, targets=batch.x_index.flatten())
     s = model.importance_samples(batch.x, m, r, noise, k)
     parts = {
         "bound": log_mean_exp(s.log_w),
@@ -61,12 +60,12 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str)
-@pytest.mark.parametrize("k", [1, 30, 100, 120])  # below a block, blocks, blocks and a part of one
+@pytest.mark.parametrize("k", [1, 30, 100, 120])
 def test_bound_is_that_of_all_weights_at_once(tiny_model: Build, dtype: torch.dtype, tolerance: float, k: int) -> None:
     """In nats: 1e-10 in float64, 1e-4 in float32."""
     model, batch = tiny_model(dtype=dtype), episodes(dtype)
     expected = at_once(model, batch, k)
-    for chunk in (50, 100, 150):
+    for chunk in (7, 50, 150):
         assert_same(importance_bounds(model, batch, KEY, k, chunk), expected, tolerance)
 
 
@@ -119,21 +118,15 @@ def test_empty_memory(tiny_model: Build) -> None:
 
 
 @settings(deadline=None)
-@given(st.sampled_from(["cpu", "cuda"]), st.integers(1, 3000), st.none() | st.integers(1, 400).map(lambda n: 50 * n))
+@given(st.sampled_from(["cpu", "cuda"]), st.integers(1, 3000), st.none() | st.integers(1, 20_000))
 def test_sizes_fit_the_budget(device: str, batch: int, chunk: int | None) -> None:
     targets, samples = sizes_at_once(torch.device(device), batch, chunk)
     assert 1 <= targets <= batch
-    assert samples % TargetNoise.BLOCK == 0 and samples > 0
+    assert samples > 0
     assert targets * samples <= max(DECODES_AT_ONCE[device], samples)
     assert chunk in (None, samples)
     if chunk is None:
-        assert targets * (samples + TargetNoise.BLOCK) > DECODES_AT_ONCE[device]  # and use it
-
-
-@pytest.mark.parametrize(("chunk", "said"), [(70, "use 50 or 100"), (20, "use 50"), (1, "use 50"), (149, "100 or 150")])
-def test_chunks_that_cut_a_block_are_refused(chunk: int, said: str) -> None:
-    with pytest.raises(UserError, match=rf"test_spec\.chunk: {chunk} is not a multiple of 50; .*{said}$"):
-        sizes_at_once(torch.device("cpu"), 64, chunk)
+        assert targets * (samples + 1) > DECODES_AT_ONCE[device]  # and use it
 
 
 # --- finished cells ---------------------------------------------------------------------------------------------------

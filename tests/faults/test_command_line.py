@@ -99,14 +99,6 @@ def test_what_cannot_be_done_is_said(
     assert left == {"small.yaml"}  # nothing was written
 
 
-def test_samples_that_do_not_fit_blocks_are_refused_before_the_first_cell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
-    assert main(tmp_path, "--test", "test_spec.chunk=70") == 2
-    assert "test_spec.chunk: 70 is not a multiple of 50; use 50 or 100" in capsys.readouterr().err
-
-
 def test_another_model_is_status_2_with_the_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tmp_path, "--train", "train_spec.steps=1") == 0
     capsys.readouterr()
