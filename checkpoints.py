@@ -5,6 +5,7 @@ comment: `torch.load` still reads it, and a changed byte anywhere is found.  Pub
 with the configuration and a SHA-256 of the weights in its header.
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -12,16 +13,17 @@ import io
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from errors import DataError, UserError
+from errors import DataError, UserError, reason
 
 EXPORTED = ".safetensors"
 
@@ -79,19 +81,33 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file cannot be read, is damaged, or holds anything but tensors and plain values.
     """
-    content = _content(path)
     if path.suffix == EXPORTED:
-        return _exported(path, content)
-    archive, comment = content[:-_COMMENT], content[-_COMMENT:]
-    if comment != _MARK + hashlib.sha256(archive).hexdigest().encode():
-        raise DataError(f"{path}: damaged, or not a checkpoint of this program (its SHA-256 differs); use another copy")
+        return _exported(path)
+    content = _unchanged(path)
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(content):  # nothing of ours is compressed
+                raise ValueError("it unpacks to more than it holds")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler that is fed rubbish raises anything
-        raise DataError(f"{path}: not a checkpoint ({type(error).__name__}: {str(error)[:200]})") from None
+        raise DataError(f"{path}: not a checkpoint ({reason(error)})") from None
     if not isinstance(state, dict):
         raise DataError(f"{path}: not a checkpoint: it holds a {type(state).__name__}")
     return state
+
+
+def _unchanged(path: Path) -> bytes:
+    """The content of a checkpoint that ends in its right SHA-256.  Raises DataError."""
+    content = b""
+    with _opened(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _COMMENT))
+        if file.read(_COMMENT).startswith(_MARK):  # another file may have any size
+            file.seek(0)
+            content = file.read()
+    archive, comment = memoryview(content)[:-_COMMENT], content[-_COMMENT:]
+    if comment != _MARK + hashlib.sha256(archive).hexdigest().encode():
+        raise DataError(f"{path}: damaged, or not a checkpoint of this program (its SHA-256 differs); use another copy")
+    return content
 
 
 def export(path: Path, weights: Mapping[str, Tensor], config: str) -> None:
@@ -101,23 +117,30 @@ def export(path: Path, weights: Mapping[str, Tensor], config: str) -> None:
     write_atomically(path, safetensors.torch.save(plain, header))
 
 
-def _exported(path: Path, content: bytes) -> dict[str, Any]:
+def _exported(path: Path) -> dict[str, Any]:
     """`config` and `model` of what `export` wrote.  Raises DataError."""
+    with _opened(path) as file:
+        content = file.read()
     try:
         weights = safetensors.torch.load(content)
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])["__metadata__"]
-        config, expected = header["config"], header["sha256"]
+        config = header["config"]
+        whole = hashlib.sha256(config.encode() + digest(weights).encode()).hexdigest() == header["sha256"]
     except Exception as error:  # a header that was tampered with raises anything
-        raise DataError(f"{path}: not weights of this program ({type(error).__name__}: {str(error)[:200]})") from None
-    if hashlib.sha256(config.encode() + digest(weights).encode()).hexdigest() != expected:
+        raise DataError(f"{path}: not weights of this program ({reason(error)})") from None
+    if not whole:
         raise DataError(f"{path}: damaged (the SHA-256 of its weights and configuration differs); use another copy")
     return {"config": config, "model": weights}
 
 
-def _content(path: Path) -> bytes:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():  # a pipe would wait, a device may never end
+            raise OSError(errno.EINVAL, "not a file")
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name a checkpoint with --checkpoint") from None
 

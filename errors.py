@@ -1,5 +1,18 @@
 """What a user can be told in one sentence, and the exit status that goes with it.  Imports nothing."""
 
+LONGEST_REASON = 300  # characters; some libraries quote what they could not read
+
+
+def reason(error: BaseException) -> str:
+    """Class and message of an error on one line that a terminal can show, whatever a file put into it."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return printable(text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " ...")
+
+
+def printable(text: str) -> str:
+    """`text`, quoted where it could not be shown."""
+    return text if text.isprintable() else ascii(text)
+
 
 class UserError(Exception):
     """The user's input is wrong: configuration, arguments, a missing checkpoint, a device that is not there."""

@@ -4,6 +4,8 @@ The files are those that torchvision keeps in `<root>/MNIST/raw`; they are downl
 """
 
 import logging
+import math
+import struct
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from data import _torchvision
 from data.images import ClassImages
-from errors import DataError
+from errors import DataError, reason
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +22,7 @@ Subset = Literal["train", "test"]
 
 SIDE = 28  # pixels
 DIGITS = 10
+_MOST = 1_000_000  # images; MNIST has 60,000
 
 
 def load(root: str | Path, subset: Subset) -> ClassImages:
@@ -43,19 +46,34 @@ def _raw_names() -> list[str]:
 
 
 def _read(raw: Path, subset: Subset) -> tuple[Tensor, Tensor]:
-    """uint8 [N, 28, 28] and int64 [N], checked."""
-    try:
-        mnist = _torchvision.datasets().MNIST(raw.parents[1], train=subset == "train")
-        images, labels = mnist.data, mnist.targets.to(torch.int64)
-        if images.dtype != torch.uint8 or images.shape != (len(labels), SIDE, SIDE):
-            raise ValueError(f"{len(labels)} labels for images {images.dtype} {list(images.shape)}")
-        if sorted(labels.unique().tolist()) != list(range(DIGITS)):
-            raise ValueError("the labels are not the ten digits")
-    except Exception as error:  # readers of damaged files raise almost anything
-        prefix = "train" if subset == "train" else "t10k"
-        files = f"{raw / prefix}-images-idx3-ubyte or {prefix}-labels-idx1-ubyte"
-        raise DataError(f"{files} is damaged ({type(error).__name__}: {error}); move both away") from error
+    """uint8 [N, 28, 28] and int64 [N], checked.  Raises DataError."""
+    prefix = "train" if subset == "train" else "t10k"
+    images_file, labels_file = raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"
+    images, labels = _read_idx(images_file, (SIDE, SIDE)), _read_idx(labels_file, ()).to(torch.int64)
+    if len(images) != len(labels):
+        raise DataError(f"{labels_file} has {len(labels)} labels for {len(images)} images in {images_file}")
+    if sorted(labels.unique().tolist()) != list(range(DIGITS)):
+        raise DataError(f"{labels_file} is damaged (its labels are not the ten digits); move it away")
     return images, labels
+
+
+def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """uint8 [N, *shape] from a file of the IDX format: a magic number and the sizes, then the values and no more.
+
+    torchvision's reader would take a pickle in `processed` instead, if there is one.
+    """
+    try:
+        with path.open("rb") as file:
+            magic, number, *found = struct.unpack(f">{2 + len(shape)}I", file.read(4 * (2 + len(shape))))
+            if magic != 0x801 + len(shape) or tuple(found) != shape or number > _MOST:
+                raise ValueError(f"magic number {magic} and sizes {[number, *found]} are not those of MNIST")
+            size = number * math.prod(shape)
+            values = file.read(size + 1)
+        if len(values) != size:
+            raise ValueError(f"{'more' if len(values) > size else len(values)} bytes where {size} are expected")
+    except (OSError, ValueError, struct.error) as error:
+        raise DataError(f"{path} is damaged ({reason(error)}); move it away") from error
+    return torch.frombuffer(bytearray(values), dtype=torch.uint8).view(number, *shape)
 
 
 def _download(raw: Path) -> None:
@@ -69,8 +87,7 @@ def _download(raw: Path) -> None:
                 (scratch / "MNIST" / "raw" / name).replace(raw / name)
     except Exception as error:  # name look-up, connection, HTTP status, md5, permissions, a full disk
         files = ", ".join(f"{name} (md5 {md5})" for name, md5 in mnist.resources)
-        reason = " ".join(str(error).split())
         raise DataError(
             f"no MNIST in {root.absolute()}: looked for {', '.join(_raw_names())} in MNIST/raw; the download failed "
-            f"({type(error).__name__}: {reason}). Fetch {files} from {' or '.join(mnist.mirrors)} and unpack them there"
+            f"({reason(error)}). Fetch {files} from {' or '.join(mnist.mirrors)} and unpack them there"
         ) from error

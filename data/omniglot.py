@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import IO, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from data import _torchvision
 from data.images import ClassImages
-from errors import DataError
+from errors import DataError, printable, reason
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ ALPHABETS = {
 # the five that are tested on in the 45/5 split of Rezende et al. (2016) and Reed et al. (2018)
 TEST_ALPHABETS = {"Tengwar", "Sylheti", "Tibetan", "Syriac_(Serto)", "ULOG"}
 
-_PNG = re.compile(r"(?:^|/)(\d{4})_(\d{2})\.png$")  # <character id>_<drawer>.png
+_PNG = re.compile(r"(?:^|/)([0-9]{4})_([0-9]{2})\.png\Z")  # <character id>_<drawer>.png
 _LARGEST_PNG = 1 << 20  # bytes; a 105 x 105 drawing takes about 300
 _CHUNK = 1 << 18  # bytes
 
@@ -163,11 +163,14 @@ def read_npz(path: Path, part: Part) -> Tensor:
 
 def _read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """One array of exactly this type and shape; the zip's checksum is verified when its last byte is read."""
-    with archive.open(name) as stream:
+    with _open(archive, archive.getinfo(name)) as stream:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
             raise ValueError(f"{name} has format version {version} where (1, 0) is expected")
-        found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(stream)
+        try:
+            found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(stream)
+        except MemoryError:  # of Python's parser, about brackets in brackets
+            raise ValueError(f"{name} has a header that is nested too deeply") from None
         if found_dtype != dtype or found_shape != shape or fortran:
             order = " in Fortran order" if fortran else ""
             raise ValueError(f"{name} is {found_dtype} {found_shape}{order} where {dtype} {shape} is expected")
@@ -181,6 +184,13 @@ def _read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tup
         if filled < len(target):
             raise ValueError(f"{name} ends after {filled} of {len(target)} bytes")
     return array
+
+
+def _open(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    """The content of an entry, to be read with a limit: by the two methods whose decoders can be given one."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename!r} is compressed by method {info.compress_type} where 0 or 8 is expected")
+    return archive.open(info)
 
 
 def write_npz(path: Path, images: Tensor) -> None:
@@ -223,10 +233,10 @@ def read_zip(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
         _check_md5(path, name)
         for info in archive.infolist():
             if _PNG.search(info.filename):
-                with _blaming(f"{path}: {info.filename}"):
+                with _blaming(f"{path}: {printable(info.filename)}"), _open(archive, info) as stream:
                     if info.file_size > _LARGEST_PNG:
                         raise ValueError(f"{info.file_size} bytes are too many for a drawing")
-                    content = archive.read(info)
+                    content = stream.read(info.file_size + 1)  # the checksum is verified when the end is met
                 yield info.filename, content
 
 
@@ -253,10 +263,10 @@ def assemble(source: Path, drawings: Iterable[tuple[str, bytes]], part: Part) ->
             continue
         character, drawer = int(match[1]) - part.first, int(match[2]) - 1
         if not (0 <= character < part.classes and 0 <= drawer < DRAWERS):
-            raise DataError(f"{source}: {name} does not belong there; {_expectation(part)}")
+            raise DataError(f"{source}: {printable(name)} does not belong there; {_expectation(part)}")
         if seen[character, drawer]:
             raise DataError(f"{source}: drawing {match[0].lstrip('/')} is there twice")
-        with _blaming(f"{source}: {name}"):
+        with _blaming(f"{source}: {printable(name)}"):
             images[character, drawer] = decode(png)
         seen[character, drawer] = True
     _check_complete(source, seen, part)
@@ -265,6 +275,8 @@ def assemble(source: Path, drawings: Iterable[tuple[str, bytes]], part: Part) ->
 
 def decode(png: bytes) -> np.ndarray:
     """uint8 [105, 105], ink (black) = 1.  Raises ValueError, or what PIL raises when a checksum of the PNG is wrong."""
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        image.verify()  # all checksums, of which decoding leaves out those after the last pixel
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         if image.size != (SIDE, SIDE):
             raise ValueError(f"it is {image.width} x {image.height} pixels, not {SIDE} x {SIDE}")
@@ -303,8 +315,7 @@ def _blaming(path: Path | str) -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} cannot be read ({reason}); replace it or move it away") from error
+        raise DataError(f"{path} cannot be read ({reason(error)}); replace it or move it away") from error
 
 
 # -------------------------------------------------------------------------------------------------------- download
@@ -338,5 +349,5 @@ def _help(root: Path, name: str, error: Exception) -> str:
     files = " and ".join(f"{_url(part)} (md5 {md5s[part]})" for part in PARTS)
     return (
         f"no Omniglot in {root.absolute()}: looked there for {', '.join(places)}; the download failed "
-        f"({type(error).__name__}: {error}). Put {files} into that folder"
+        f"({reason(error)}). Put {files} into that folder"
     )

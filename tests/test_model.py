@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, MultivariateNormal
 
 import config as configuration
+import models.vma.vma as vma_module
 from autoencoders.omniglot.vma import Decoder, Encoder
 from data.episodes import Episodes
 from models.distributions import LIKELIHOODS, DiagonalNormal, bernoulli_image, normal_image
@@ -643,6 +644,28 @@ def test_features_computed_when_picked_or_ahead_are_the_same(
     distinct = len({(int(i), g) if i < 6 else (int(i), -1) for k in a for g, row in enumerate(k) for i in row})
     assert 1 < distinct < 12
     assert encoded == [sorted([4, distinct]), sorted([4, 14])]  # targets, and images of the memories
+
+
+@pytest.mark.parametrize("doubly", [False, True])
+@pytest.mark.parametrize("objective", ["vimco", "marginal"])
+def test_decoding_in_parts_changes_nothing(
+    tiny_model: Build, monkeypatch: pytest.MonkeyPatch, objective: str, doubly: bool
+) -> None:
+    found, decoded = [], []
+    for at_once in (8192, 9, 1):
+        monkeypatch.setattr(vma_module, "DECODES_AT_ONCE", at_once)
+        model, x, memory = case(tiny_model, "bernoulli", True, 2, 3, 20)
+        model.objective, model.doubly = objective, doubly
+        sizes: list[int] = []
+        model.p_x.network.register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(len(args[0])))
+        loss, _ = model.loss(episodes(x, memory), StepNoise("cpu", "parts"))
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+        decoded.append(max(sizes))
+    for whole, parts, singly in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+        torch.testing.assert_close(singly, whole, rtol=0, atol=1e-12)
+    assert decoded == [(12 if objective == "vimco" else 60), 8, 4]  # 4 targets; K = 3, times 5 slots for the exact sum
 
 
 # --- the doubly reparameterised gradient ------------------------------------------------------------------------------

@@ -7,18 +7,22 @@ the dummies · `N` images encoded · `R = K G T` picked rows · `D` features · 
 broadcasting replaces repetition.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
+from torch.utils.checkpoint import checkpoint
 
 from models import objectives
 from models.features import Features
 from models.vma.decoder import ImageLikelihood
 from models.vma.encoder import AddressPosterior, LatentPosterior
 from models.vma.prior import LatentPrior
+
+DECODES_AT_ONCE = 8192
 
 
 class Noise(Protocol):
@@ -158,16 +162,21 @@ class VMA(nn.Module):
         return Features(vector.to(images.dtype), self.p_x.prepare(maps))
 
     def features_at(self, a: Tensor, m: Memory) -> Features:
-        """Features of the picked slots a [K, G, T]: R rows, for which no image is encoded twice or in vain."""
+        """Features of the picked slots a [K, G, T]: R rows, gathered."""
+        features, rows = self._recalled(a, m)
+        return features.at(rows)
+
+    def _recalled(self, a: Tensor, m: Memory) -> tuple[Features, Tensor]:
+        """Features, and their rows [R] that the picked slots a [K, G, T] are; no image is encoded twice or in vain."""
         rows = m.rows(a)
         if m.features is not None:
-            return m.features.at(rows)
+            return m.features, rows
         if rows.device.type == "cpu":
             picked, rows = rows.unique(return_inverse=True)
-            return self.features(m.images[picked]).at(rows)
+            return self.features(m.images[picked]), rows
         if len(rows) < len(m.images):  # how many are distinct would have to be waited for
-            return self.features(m.images[rows])
-        return self.features(m.images).at(rows)
+            return self.features(m.images[rows]), torch.arange(len(rows), device=rows.device)
+        return self.features(m.images), rows
 
     def recognise(self, x: Tensor, m: Memory) -> Recognition:
         """Encode the targets x [G, T, H, W] and address the memory with them."""
@@ -184,20 +193,36 @@ class VMA(nn.Module):
 
     def samples_at(self, a: Tensor, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> Samples:
         """Samples of z given addresses a [K, G, T], and every term of log w."""
-        m_a = self.features_at(a, m)
-        vector = m_a.vector.view(*a.shape, -1)
+        features, rows = self._recalled(a, m)
+        vector = features.vector.index_select(0, rows).view(*a.shape, -1)
         p_z, q_z = self.p_z(vector), self.q_z(r.x, vector)
         z = q_z.mean + q_z.stddev * noise.normal(*a.shape, self.latent_dim)  # [K, G, T, Z]
         slot_logits = m.p_a.logits.unsqueeze(1)  # [G, 1, S]
         return Samples(
             a=a,
             z=z,
-            log_p_x=self.p_x(z, m_a).log_prob(x),
+            log_p_x=self._log_likelihood(x, z, features, rows),
             log_p_z=p_z.log_prob(z),
             log_p_a=Categorical(logits=slot_logits).log_prob(a),
             log_q_z=(detached(q_z) if self.doubly else q_z).log_prob(z),
             log_q_a=r.q_a.log_prob(a),
         )
+
+    def _log_likelihood(self, x: Tensor, z: Tensor, features: Features, rows: Tensor) -> Tensor:
+        """log p(x|z,m_a) [K, G, T] of z [K, G, T, Z], where m_a are `rows` [R] of the features.
+
+        More than `DECODES_AT_ONCE` are decoded in parts, and once more when their gradient is taken: else every address
+        of every target would have to be kept.
+        """
+
+        def decoded(z: Tensor, rows: Tensor) -> Tensor:
+            return self.p_x(z, features.at(rows)).log_prob(x)
+
+        size = max(1, DECODES_AT_ONCE // math.prod(z.shape[1:3]))  # of the K samples
+        if len(z) <= size:
+            return decoded(z, rows)
+        parts = zip(z.split(size), rows.view(len(z), -1).split(size), strict=True)
+        return torch.cat([checkpoint(decoded, part, at.flatten(), use_reentrant=False) for part, at in parts])
 
     def log_weights(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Tensor:
         """log w [K, G, T] in nats of K samples for targets x [G, T, H, W] given memories [G, M, H, W]."""
