@@ -78,13 +78,12 @@ class Run:
         with contextlib.ExitStack() as stack:
             self.processes.on_main(lambda: stack.enter_context(checkpoints.held(path)))
             state = self.processes.on_main(lambda: None if restart else self._state_to_resume(path))
-            trainer = self._trainer(path)
+            trainer = self.trainer(path)
             self.processes.on_main(lambda: self._begin(trainer, restart))
             if state is not None:
                 trainer.resume(state)
                 self._say(f"resuming {path} at step {trainer.progress.step}")
-            begun = trainer.progress.looked >= 0  # else no row was written
-            journal = self._journal(trainer.progress.step if begun else None) if main else Journal(None, None, None)
+            journal = self._journal(trainer.progress.step or None) if main else Journal(None, None, None)
             try:
                 trainer.fit(journal)
             except (Stopped, NonFiniteError):
@@ -120,11 +119,12 @@ class Run:
         """
         state = _state_in(path)
         self._check_same_run(path, state)
-        trainer = self._trainer(Path(self.config.train_spec.checkpoint_path))
+        trainer = self.trainer(Path(self.config.train_spec.checkpoint_path))
         trainer.resume(state)
         print(f"step {trainer.progress.step}, seed {self.config.train_spec.seed}: {trainer.replay()}")
 
-    def _trainer(self, path: Path) -> Trainer:
+    def trainer(self, path: Path) -> Trainer:
+        """A trainer at its beginning, whose weights go to `path`.  Raises UserError, DataError."""
         config, spec, device = self.config, self.config.train_spec, self._device_for(train=True)
         images = parsers.training_images(config, device)
         train = parsers.train_loader(config, images, self.processes.part)

@@ -202,7 +202,7 @@ class Trainer:
         """Look and save, where that is due; the seconds it took."""
         started, step, plan = time.monotonic(), self.progress.step, self.plan
         validated = False
-        if self._due(plan.val_every) and self.progress.looked < step:
+        if step and self._due(plan.val_every) and self.progress.looked < step:
             self._look(journal)
             validated = self.validation is not None
         if (validated or (step and step % plan.save_every == 0)) and step < plan.steps:

@@ -173,8 +173,7 @@ loss, calls = VMA.loss, []
 def broken(model, *args):
     calls.append(1)
     value, metrics = loss(model, *args)
-    # the first two calls are of the validation at step 0, of which there are two batches
-    return (value * float("nan") if rank == 1 and len(calls) == 1 + 5 else value), metrics
+    return (value * float("nan") if rank == 1 and len(calls) == 5 else value), metrics
 VMA.loss = broken
 """
 

@@ -150,7 +150,7 @@ def test_a_second_signal_leaves_the_state_before(
 def test_a_validation_is_there_once_after_two_sessions_that_ended_around_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
 ) -> None:
-    stopped(monkeypatch, tmp_path, "plain", ("validation", 0, 2))  # saved at step 4, which was not yet validated
+    stopped(monkeypatch, tmp_path, "plain", ("validation", 0, 1))  # saved at step 4, which was not yet validated
     with monkeypatch.context() as patch:
         SignalAt(patch, "train", 5, 0, signal.SIGINT)
         SignalAt(patch, "train", 5, 0, signal.SIGINT)  # at once: step 4 was validated, that is not saved

@@ -1,0 +1,199 @@
+"""The work that cannot be avoided: the networks alone, each on as many rows as a step or a test batch needs.
+
+Every distinct image goes through the encoders once (an image of a memory through the feature encoder only if it is
+picked), every sample through the decoder, forward and in training backward.  Not in the floor: episodes, addressing,
+gathering, heads, likelihoods, objective, optimizer, checks.
+
+`K` samples · `G` memories · `T` targets of each · `M` images in a memory.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.subjects import Scoring, as_in_the_test
+from config import Config
+from models.vma.vma import VMA, Memory
+from randomness import StepNoise
+from trainer import Batches
+
+_INK = 0.14  # share of ink in the images
+_STEPS = 5  # over which distinct picks are averaged
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What must go through each network, and how much of it at once."""
+
+    memory: int  # images of all memories and the dummies, through the address encoder
+    picked: int  # the distinct ones of these that are picked, through the feature encoder and on to the skip parts
+    targets: int  # images, through both encoders
+    decodes: int  # codes through the decoder
+    at_once: int  # as many codes are decoded at once, the last time what is left
+
+    def counts(self) -> dict[str, int]:
+        """Rows through each network, as `counted` counts them."""
+        return {
+            "address encoder": self.memory + self.targets,
+            "feature encoder": self.picked + self.targets,
+            "skip parts": self.picked,
+            "decoder": self.decodes,
+        }
+
+
+def rows_of_training(config: Config, model: VMA, train: Batches) -> Rows:
+    """Rows of a step of `train`; of images that are picked, as many as `model` picks at the beginning, on average.
+
+    With objective marginal every address is decoded, and nothing is picked.
+    """
+    data, k = config.train_data, config.model.importance_num
+    memory = data.batch_size // data.targets_per_memory * data.timesteps + config.model.num_dummies
+    if config.train_spec.objective == "marginal":
+        decodes = k * data.batch_size * (data.timesteps + config.model.num_dummies)
+        return Rows(memory, memory, data.batch_size, decodes, decodes)
+    with torch.no_grad(), picks() as picked:
+        for step in range(_STEPS):
+            model.loss(train.at(step), StepNoise(model.dummies.device, config.train_spec.seed, "train", step))
+    decodes = k * data.batch_size
+    return Rows(memory, round(sum(picked) / len(picked)), data.batch_size, decodes, decodes)
+
+
+def rows_of_test(config: Config, batch: Scoring, memory: int) -> Rows:
+    """Rows of a batch of the test with memories of `memory` images."""
+    images = batch.targets * memory + config.model.num_dummies
+    decodes = batch.targets * batch.samples
+    return Rows(images, min(images, decodes), batch.targets, decodes, min(batch.targets * batch.chunk, decodes))
+
+
+class Floor:
+    """The networks of `model`, alone, on random images: called, it does the work of one step or one test batch.
+
+    Gradients are those of all parameters, of the codes and of the skip parts.  No gradient of an image is taken; the
+    real step needs that of the dummies, two of its images.
+    """
+
+    def __init__(self, model: VMA, rows: Rows, *, training: bool, precision: str = "fp32") -> None:
+        self.rows, self.training, self.precision = rows, training, precision
+        self.model = model.train(training)
+        side, self.device = model.dummies.shape[-1], model.dummies.device
+        self.memory, self.picked, self.targets = (
+            (torch.rand(n, side, side, device=self.device) < _INK).float()
+            for n in (rows.memory, rows.picked, rows.targets)
+        )
+        with torch.no_grad(), self._arithmetic():
+            _, maps = model.encoder(self.targets[:1])
+            skips = [part.expand(rows.at_once, *part.shape[1:]) for part in self._decoder.skip_parts(maps)]
+        self.skips = tuple(
+            part.contiguous(memory_format=torch.channels_last).requires_grad_(training) for part in skips
+        )
+        self.code = torch.randn(rows.at_once, 2 * model.latent_dim, device=self.device, requires_grad=training)
+        self._gradients: list[Tensor] = []
+        self._work = self._step if training else self._batch
+        if training:
+            self._gradients = [torch.randn_like(output) for output in self._outputs()]
+
+    @property
+    def _decoder(self) -> Any:
+        return self.model.p_x.network
+
+    def __call__(self) -> None:
+        self._work()
+
+    def _step(self) -> None:
+        for leaf in (*self.model.parameters(), *self.skips, self.code):
+            leaf.grad = None
+        torch.autograd.backward(self._outputs(), self._gradients)
+
+    def _batch(self) -> None:
+        with as_in_the_test(), torch.no_grad():
+            self._outputs()
+
+    def _outputs(self) -> list[Tensor]:
+        """All that the rest of the model takes from the networks."""
+        with self._arithmetic():
+            keys, _ = self.model.address_encoder(self.memory)
+            vectors, maps = self.model.encoder(self.picked)
+            skips = self._decoder.skip_parts(maps)
+            query, _ = self.model.address_encoder(self.targets)
+            features, _ = self.model.encoder(self.targets)
+            outputs = [keys, vectors, *skips, query, features]
+            for first in range(0, self.rows.decodes, self.rows.at_once):
+                left = self.rows.decodes - first
+                if left >= self.rows.at_once:  # a slice of everything would cost a copy in the backward pass
+                    image = self._decoder(self.code, self.skips)
+                else:
+                    image = self._decoder(self.code[:left], [part[:left] for part in self.skips])
+                if first == 0:
+                    outputs.append(image)
+        return outputs
+
+    def _arithmetic(self) -> torch.autocast | nullcontext[None]:
+        bf16 = self.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def captured(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """On a GPU `work` as one CUDA graph, so that the floor holds no time of the host; elsewhere `work` itself."""
+    if device.type != "cuda":
+        return work
+    beside = torch.cuda.Stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream(device).wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+@contextmanager
+def picks() -> Iterator[list[int]]:
+    """Within, a number for each time that images of memories are picked: how many distinct ones."""
+    found: list[int] = []
+    rows_of = Memory.rows
+
+    def counting(memory: Memory, a: Tensor) -> Tensor:
+        rows = rows_of(memory, a)
+        found.append(len(rows.unique()))
+        return rows
+
+    Memory.rows = counting  # type: ignore[method-assign, assignment]
+    try:
+        yield found
+    finally:
+        Memory.rows = rows_of  # type: ignore[method-assign]
+
+
+@contextmanager
+def counted(model: VMA) -> Iterator[Counter[str]]:
+    """Within, the rows that go through each network of `model` are counted."""
+    rows: Counter[str] = Counter()
+    decoder: Any = model.p_x.network
+    skip_parts = decoder.skip_parts
+
+    def count(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            rows[name] += len(inputs[0])
+
+        return hook
+
+    def counted_parts(maps: Any) -> Any:
+        rows["skip parts"] += len(maps[0])
+        return skip_parts(maps)
+
+    networks = {"address encoder": model.address_encoder, "feature encoder": model.encoder, "decoder": decoder}
+    hooks = [network.register_forward_pre_hook(count(name)) for name, network in networks.items()]
+    decoder.skip_parts = counted_parts
+    try:
+        yield rows
+    finally:
+        del decoder.skip_parts
+        for hook in hooks:
+            hook.remove()
