@@ -5,9 +5,9 @@
 
 import io
 import json
+import logging
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,12 @@ from torch import Tensor
 
 from checkpoints import write_atomically
 from data.episodes import Episodes, GridEpisodes
+from errors import reason
 from models.vma.vma import VMA, address_accuracy, kl_a
 from processes import Processes
 from randomness import TargetNoise
+
+_log = logging.getLogger(__name__)
 
 # Decodes at once: on a CPU as many as its caches like, on a GPU as many as keep it busy.
 DECODES_AT_ONCE = {"cpu": 200, "cuda": 4096}
@@ -28,6 +31,7 @@ SAMPLES_AT_ONCE = 50  # of a target, at least
 
 PARTS = ("bound", "kl_a", "kl_z", "address_accuracy")  # nats, the last a fraction
 PerTarget = dict[str, np.ndarray]  # PARTS, each [n] float64
+_LARGEST_LEDGER = 1 << 28  # bytes; a cell of 13,180 targets takes 422 kB
 
 
 @dataclass(frozen=True)
@@ -111,19 +115,21 @@ class Ledger:
         self._arrays = self._kept()
 
     def _kept(self) -> dict[str, np.ndarray]:
-        """Cells of an earlier run that were made with the same key; an unreadable file holds none."""
+        """Whole cells of an earlier run that were made with the same key; an unreadable file holds none."""
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
+            arrays = _arrays_in(self.path)
+            cells = {name.removesuffix("/key") for name in arrays if name.endswith("/key")}
+            kept = [cell for cell in cells if _is_whole(arrays, cell, self._key)]
+        except FileNotFoundError:
             return {}
-        keys = {name.removesuffix("/key"): value for name, value in arrays.items() if name.endswith("/key")}
-        same = {cell for cell, value in keys.items() if value == self._key}
-        return {name: value for name, value in arrays.items() if name.rpartition("/")[0] in same}
+        except Exception as error:  # readers of damaged files raise almost anything
+            _log.warning("%s cannot be read (%s); its cells are computed anew", self.path, reason(error))
+            return {}
+        return {name: arrays[name] for cell in kept for name in _names(cell)}
 
     def get(self, cell: str) -> PerTarget | None:
         """The values of a finished cell."""
-        if not self._arrays.keys() >= {f"{cell}/{name}" for name in ("key", *PARTS)}:
+        if f"{cell}/key" not in self._arrays:
             return None
         return {name: self._arrays[f"{cell}/{name}"] for name in PARTS}
 
@@ -134,6 +140,43 @@ class Ledger:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self._arrays)  # type: ignore[arg-type]
         write_atomically(self.path, buffer.getvalue())
+
+
+def _names(cell: str) -> list[str]:
+    return [f"{cell}/{name}" for name in ("key", *PARTS)]
+
+
+def _is_whole(arrays: Mapping[str, np.ndarray], cell: str, key: str) -> bool:
+    """Whether nothing of a cell is missing and it was made with `key`."""
+    if not arrays.keys() >= set(_names(cell)):
+        return False
+    found, bound, *others = (arrays[name] for name in _names(cell))
+    alike = all(part.dtype == np.float64 and part.shape == (bound.size,) for part in (bound, *others))
+    return str(found) == key and alike and bound.size > 0
+
+
+def _arrays_in(path: Path) -> dict[str, np.ndarray]:
+    """Numbers and text in an npz file.  Raises anything for a damaged one, and reads no more than its size allows."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if (size := sum(entry.file_size for entry in entries)) > _LARGEST_LEDGER:
+            raise ValueError(f"it unpacks to {size} bytes")
+        return {entry.filename.removesuffix(".npy"): _array_in(archive, entry) for entry in entries}
+
+
+def _array_in(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others cannot be read in part
+        raise ValueError(f"compressed by method {entry.compress_type}")
+    with archive.open(entry) as stream:
+        content = io.BytesIO(stream.read(entry.file_size + 1))
+    if np.lib.format.read_magic(content) != (1, 0):
+        raise ValueError("another format of arrays")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(content)
+    values = content.read()
+    expected = math.prod(shape) * dtype.itemsize
+    if dtype.kind not in "fU" or fortran or len(values) != expected or min(shape, default=0) < 0:
+        raise ValueError(f"{len(values)} bytes for {dtype} {shape}")
+    return np.frombuffer(values, dtype).reshape(shape)
 
 
 def summary(max_batch_cls: int, timesteps: int, values: PerTarget, k: int) -> dict[str, float | int]:
