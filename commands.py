@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import hashlib
+import importlib
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,8 @@ class Run:
     def trainer(self, path: Path) -> Trainer:
         """A trainer at its beginning, whose weights go to `path`.  Raises UserError, DataError."""
         config, spec, device = self.config, self.config.train_spec, self._device_for(train=True)
+        # Optimizers import this, which takes as long as unpacking the images does.
+        threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()
         images = parsers.training_images(config, device)
         train = parsers.train_loader(config, images, self.processes.part)
         validation = parsers.validation_loader(config, images)
