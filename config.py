@@ -7,6 +7,7 @@ import difflib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -59,7 +60,7 @@ MODEL_KEYS = (
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "ASGD")
 
-_LONGEST_RANGE = 1000
+_LONGEST_LIST = 1000
 _LARGEST = 10**15
 _STEPS_PER_EPOCH = 1000
 
@@ -88,16 +89,18 @@ def _expand(value: object) -> object:
     if not isinstance(value, list | tuple):
         raise ValueError("expected a list of whole numbers, such as [1..5, 10]")
     numbers: list[object] = []
-    for item in value:
+    for item in value[: _LONGEST_LIST + 1]:
         ends = re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", item) if isinstance(item, str) else None
         if not ends:
             numbers.append(_whole(item))
             continue
         first, last = int(ends[1]), int(ends[2])
-        if not first <= last < first + _LONGEST_RANGE:
-            raise ValueError(f"expected a range {item} that rises, by less than {_LONGEST_RANGE}")
+        if not first <= last < first + _LONGEST_LIST:
+            raise ValueError(f"expected a range {item} that rises, by less than {_LONGEST_LIST}")
         numbers += range(first, last + 1)
-    if twice := sorted({n for n in numbers if isinstance(n, int) and numbers.count(n) > 1}):
+    if len(numbers) > _LONGEST_LIST:
+        raise ValueError(f"expected at most {_LONGEST_LIST} numbers")
+    if twice := sorted(n for n, times in Counter(n for n in numbers if isinstance(n, int)).items() if times > 1):
         raise ValueError(f"expected every number once, {twice[0]} is there twice")
     return tuple(numbers)
 
