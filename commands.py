@@ -31,8 +31,6 @@ from models.vma.vma import VMA
 from randomness import StepNoise
 from trainer import NonFiniteError, Plan, Trainer, previous_state_path, state_path
 
-__all__ = ["OutOfMemoryError", "Run"]
-
 _log = logging.getLogger(__name__)
 
 
@@ -367,6 +365,11 @@ def _illustrator(
                 )
 
     return illustrate
+
+
+def is_about_memory(error: RuntimeError) -> bool:
+    """Whether memory was too small, that of a GPU or of the machine."""
+    return isinstance(error, OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def keep_freed_memory() -> None:

@@ -122,7 +122,9 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
                 run.sample()
             if args.export:
                 run.export(args.export)
-    except commands.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not commands.is_about_memory(error):
+            raise
         advice = "lower train_data.batch_size, or for the test set test_spec.chunk=50 and lower test_data.batch_size"
         raise MemoryError(f"{str(error).splitlines()[0]} {advice}") from None
     return 0

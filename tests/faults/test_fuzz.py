@@ -47,7 +47,7 @@ SECONDS = 2.0  # of the processor
 T = TypeVar("T")
 
 cases = pytest.mark.parametrize(
-    "number", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "number", [300, pytest.param(10_000, marks=[pytest.mark.fuzz, pytest.mark.timeout(900)])]
 )
 
 

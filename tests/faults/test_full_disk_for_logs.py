@@ -1,0 +1,45 @@
+"""A disk that is full for the log alone, in a process of its own: one warning, no traceback, the training goes on."""
+
+from pathlib import Path
+
+import pytest
+from small import arguments, board, finish, rows, start
+
+import checkpoints
+
+_LIMITED = """
+import resource, sys
+import run
+
+size = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+sys.exit(run.main(sys.argv[2:]))
+"""
+
+# Checkpoints of 42 kB, and 4 kB for TensorBoard with every validation: it alone meets the limit, at about step 12.
+RUN = ("train_spec.optimizer=SGD", "train_spec.lr=1e-4", "train_spec.val_every=1", "train_spec.val_targets=8")
+
+
+def test_tensorboard_that_meets_a_full_disk_is_one_warning(tmp_path: Path) -> None:
+    line = arguments(tmp_path, "--train", *RUN, "train_spec.steps=16")
+    status, _, err = finish(start("-c", _LIMITED, "52000", *line))
+    assert status == 0, err
+    (events,) = (tmp_path / "tb").iterdir()
+    assert events.stat().st_size <= 52_000
+    assert err.count("the log cannot be written") == 1
+    assert not any(word in err for word in ("Traceback", "Exception", "Error "))
+    assert [row["step"] for row in rows(tmp_path, "train")] == list(range(1, 17))  # the other log goes on
+    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 16
+    shown = [step for step, _ in board(tmp_path / "tb")["train/loss"]]
+    assert shown == list(range(1, len(shown) + 1)) and len(shown) < 16  # what was written can be read
+
+
+@pytest.mark.slow
+def test_a_log_that_meets_a_full_disk_is_one_warning(tmp_path: Path) -> None:
+    """The log is as large as a file may be from the start; TensorBoard goes on."""
+    line = arguments(tmp_path, "--train", *RUN, "train_spec.steps=4")
+    (tmp_path / "log.jsonl").write_text("x" * 60_000 + "\n")
+    status, _, err = finish(start("-c", _LIMITED, "52000", *line, "--restart"))
+    assert status == 0, err
+    assert "Traceback" not in err
+    assert len(board(tmp_path / "tb")["train/loss"]) == 4
