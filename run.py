@@ -102,7 +102,8 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     ]
     config = configuration.load(args.config, [*roots, *args.overrides])
 
-    import commands  # and with it torch, which takes seconds
+    with stop.deferred():  # an import that is interrupted may end in any way
+        import commands  # and with it torch, which takes seconds
 
     run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)
     if not args.replay and (number := run.processes_to_start(args.train)) > 1:
