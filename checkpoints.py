@@ -34,7 +34,7 @@ _COMMENT = len(_MARK) + 64
 def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Write `content` to `path` so that at every moment the old or the new file is there, whole.
 
-    With `previous`, the old file is kept under that name; it is moved there only when the new one is on the disk.
+    With `previous`, the old file is kept under that name, from when the new one is on the disk.
 
     Raises:
         OSError: naming `path`; the old file is untouched.
@@ -58,11 +58,24 @@ def _write(path: Path, content: bytes, previous: Path | None) -> None:
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            path.replace(previous)
+            _keep(path, previous)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give the file the name `previous` too; where the file system has no links, instead."""
+    link = path.with_name(f".{path.name}.kept.part")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:
+        path.replace(previous)
+        return
+    link.replace(previous)
+    link.unlink(missing_ok=True)  # a rename to another name of the same file does nothing
 
 
 def save(path: Path, state: Mapping[str, Any], previous: Path | None = None) -> None:

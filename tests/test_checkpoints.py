@@ -1,5 +1,6 @@
 """Checkpoints: what was written comes back, what was changed is found, and nothing in them runs."""
 
+import errno
 import hashlib
 import io
 import os
@@ -225,6 +226,25 @@ def test_a_full_file_system_leaves_the_previous_file(tmp_path: Path) -> None:
         assert [p.name for p in folder.iterdir()] == ["a.pt"]
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_previous_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links on this file system")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    path, previous = tmp_path / "a.pt", tmp_path / "before.pt"
+    for number in range(3):
+        checkpoints.save(path, {"number": number}, previous)
+    assert checkpoints.load(path) == {"number": 2} and checkpoints.load(previous) == {"number": 1}
+    if links:  # as a kill leaves it right after the second name was given
+        previous.unlink()
+        os.link(path, previous)
+        checkpoints.save(path, {"number": 3}, previous)
+        assert checkpoints.load(path) == {"number": 3} and checkpoints.load(previous) == {"number": 2}
+    assert not list(tmp_path.glob(".*.part"))
 
 
 _KILLED_WHILE_SAVING = """
