@@ -24,7 +24,7 @@ import processes
 import reports
 from config import Config
 from data.episodes import EpisodeLoader, MixedLoader
-from errors import DataError, PeerFailedError, PeerLostError, UserError
+from errors import DataError, PeerFailedError, PeerLostError, UserError, reason
 from interrupts import Stopped, StopRequest
 from journal import Journal
 from models.vma.vma import VMA
@@ -55,7 +55,7 @@ class Run:
     @contextlib.contextmanager
     def together(self, train: bool) -> Iterator[None]:
         """Within, the processes of this run can talk to each other.  Raises UserError, PeerLostError."""
-        device, gpus = self._device_for(train), parsers.devices_of(self._gpus(train), self._device)
+        device, gpus = self.device_for(train), parsers.devices_of(self._gpus(train), self._device)
         if device.type == "cuda" and train and self.processes.local_rank >= len(gpus):
             raise UserError(
                 f"process {self.processes.local_rank} of this machine has no GPU of its own, there are {len(gpus)}; "
@@ -67,7 +67,7 @@ class Run:
     def _gpus(self, train: bool) -> tuple[int, ...] | str:
         return self.config.train_spec.gpus if train else self.config.test_spec.gpus
 
-    def _device_for(self, train: bool) -> torch.device:
+    def device_for(self, train: bool) -> torch.device:
         return parsers.device_of(self._gpus(train), self._device, self.processes.local_rank)
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -92,7 +92,17 @@ class Run:
                 raise
             finally:
                 journal.close()
+        self._draw_curves()
         self._say(f"trained {trainer.progress.step} steps; weights for --test: {path}")
+
+    def _draw_curves(self) -> None:
+        log_file = self.config.train_spec.log_file
+        if not self.processes.main or log_file is None or not Path(log_file).is_file():
+            return
+        try:
+            self._say(f"written: {reports.write_curves(Path(log_file), self.config)}")
+        except (OSError, ImportError, ValueError, KeyError, TypeError) as error:  # a log that someone else wrote to
+            _log.warning("%s cannot be drawn (%s)", log_file, reason(error))
 
     def _begin(self, trainer: Trainer, restart: bool) -> None:
         path = trainer.checkpoint_path
@@ -125,7 +135,7 @@ class Run:
 
     def trainer(self, path: Path) -> Trainer:
         """A trainer at its beginning, whose weights go to `path`.  Raises UserError, DataError."""
-        config, spec, device = self.config, self.config.train_spec, self._device_for(train=True)
+        config, spec, device = self.config, self.config.train_spec, self.device_for(train=True)
         # Optimizers import this, which takes as long as unpacking the images does.
         threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()
         images = parsers.training_images(config, device)
@@ -203,16 +213,16 @@ class Run:
 
     def check_test(self) -> None:
         """Find now what would stop the test after hours of training.  Raises UserError, DataError."""
-        device = self._device_for(train=False)
+        device = self.device_for(train=False)
         parsers.test_images(self.config, device)
         if self._named:
-            self._trained(device)
+            self.trained(device)
 
     def test(self) -> None:
         """Run the test grid and write the table, cell by cell; cells that are there already are kept."""
-        config, spec, device = self.config, self.config.test_spec, self._device_for(train=False)
+        config, spec, device = self.config, self.config.test_spec, self.device_for(train=False)
         torch.backends.cudnn.allow_tf32 = False  # a bound in float32, on every device
-        model = self._trained(device)
+        model = self.trained(device)
         images = parsers.test_images(config, device)
         grid = self._grid(model, images.digest())
         table = Table(config, grid)
@@ -247,7 +257,7 @@ class Run:
             },
         )
 
-    def _trained(self, device: torch.device) -> VMA:
+    def trained(self, device: torch.device) -> VMA:
         """The model with the weights of the checkpoint; its networks must be those of the configuration."""
         weights = self.processes.on_main(self._weights)
         model = parsers.build_model(self.config, device)
@@ -288,8 +298,8 @@ class Run:
         """Write picture grids of memories, samples and reconstructions."""
         if not self.processes.main:
             return
-        device = self._device_for(train=False)
-        model = self._trained(device)
+        device = self.device_for(train=False)
+        model = self.trained(device)
         test, train = parsers.test_images(self.config, device), parsers.training_images(self.config, device).train
         params, folder = self.config.test_spec.test_params, self.folder / "samples"
         for classes in params.max_batch_cls:

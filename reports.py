@@ -1,12 +1,14 @@
-"""The results table (csv, Markdown) and its plot.  Reads numbers, never a model.
+"""The results table (csv, Markdown), its plot, and the curves of a training.  Reads numbers, never a model.
 
 ELBO is minus the mean bound in nats per image: lower is better.
 """
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from checkpoints import write_atomically
 from config import Config
@@ -123,6 +125,74 @@ def plot(rows: Sequence[Row], config: Config) -> bytes:
     figure.savefig(png, format="png", dpi=120)
     plt.close(figure)
     return png.getvalue()
+
+
+_CURVES = (  # panel, quantity in the log, its sign
+    ("minus the bound, nats per image", (("bound", -1),)),
+    ("nats", (("kl_a", 1), ("kl_z", 1))),
+    ("mass of q(a) on the target's class", (("address_accuracy", 1),)),
+)
+_LABELS = {"bound": "", "kl_a": "KL(a), ", "kl_z": "KL(z), ", "address_accuracy": ""}
+_BEGINNING = 0.03  # of a training; what falls from hundreds of nats then would hide all that follows
+
+
+def write_curves(log_file: Path, config: Config) -> Path:
+    """Draw the log of a training beside it; the path of the figure.  Raises OSError."""
+    rows = [json.loads(line) for line in log_file.read_text().splitlines()]
+    path = log_file.with_suffix(".png")
+    write_atomically(path, curves(rows, config))
+    return path
+
+
+def curves(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
+    """Bound, KL terms and address accuracy of training and validation against the targets seen -> a PNG file.
+
+    `rows` are those of `train_spec.log_file`.  The bounds are those of the K and the memories of each part.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    figure, axes = plt.subplots(1, len(_CURVES), figsize=(15, 4))
+    last = max((row["step"] for row in rows), default=0)
+    for axis, (label, quantities) in zip(axes, _CURVES, strict=True):
+        for part, line in (("train", "-"), ("validation", "o-")):
+            of = [row for row in rows if row["part"] == part and row["step"] >= _BEGINNING * last]
+            for number, (name, sign) in enumerate(quantities):
+                axis.plot(
+                    [row["step"] * config.train_data.batch_size for row in of],
+                    [sign * row[name] for row in of],
+                    line,
+                    color=f"C{number * 2 + (part == 'validation')}",
+                    markersize=3,
+                    linewidth=1,
+                    label=f"{_LABELS[name]}{part}",
+                )
+        axis.set_xlabel("targets seen")
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_formatter(EngFormatter())
+        axis.set_ylabel(label)
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"K = {config.model.importance_num}; {_composition(config)}", fontsize=9)
+    figure.tight_layout()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    plt.close(figure)
+    return png.getvalue()
+
+
+def _composition(config: Config) -> str:
+    """The memories of training and validation in a few words."""
+    said = []
+    for name, data in (("training", config.train_data), ("validation", config.val_data)):
+        per_class, classes = data.max_img_per_class, data.max_batch_cls
+        of = f"{per_class} of a class" if per_class else f"{classes} classes" if classes != 1 else "one class"
+        more = " and a mixture" if name == "training" and config.train_data.mixture else ""
+        said.append(f"{name}: memories of {data.timesteps}, {'' if data.exact else 'at most '}{of}{more}")
+    return "; ".join(said)
 
 
 def metric(rows: Sequence[Row]) -> str:

@@ -58,8 +58,9 @@ def refuse(*args: object, **named: object) -> evaluator.PerTarget:
 def test_everything_that_was_promised_is_there(finished: Path) -> None:
     files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     promised = {
-        "vma.pt", "vma.last.pt", "vma.resolved.yaml", "log.jsonl", "table.csv", "table.md", "table.npz", "table.png",
-        "table.resolved.yaml", *(f"samples/C{c}_M{m}.png" for c, m in CELLS),
+        "vma.pt", "vma.last.pt", "vma.resolved.yaml", "log.jsonl", "log.png",
+        "table.csv", "table.md", "table.npz", "table.png", "table.resolved.yaml",
+        *(f"samples/C{c}_M{m}.png" for c, m in CELLS),
     }  # fmt: skip
     assert promised <= files
     others = {name for name in files - promised if not name.startswith(("tb/", "config/", "."))}

@@ -6,11 +6,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-from small import ROOT, config
+from small import ROOT, config, main
 
+import commands
 import config as configuration
 import reports
 from config import Config
+from interrupts import StopRequest
 
 PUBLISHED = {  # (C, M) -> published code, paper
     (1, 1): (85.2, 86.5), (1, 2): (79.8, 83.0), (1, 3): (77.5, 79.6), (1, 4): (76.2, 79.0), (1, 5): (75.3, 76.5),
@@ -132,3 +134,43 @@ def test_a_single_target_and_an_empty_memory_can_be_reported(tmp_path: Path) -> 
     rows = [{**row(1, 0), "stderr": float("nan"), "targets": 1}]
     reports.write_table(tmp_path / "table.csv", rows, config(tmp_path))
     assert (tmp_path / "table.png").stat().st_size > 1000
+
+
+def log_row(part: str, step: int) -> dict[str, Any]:
+    return {
+        "part": part,
+        "step": step,
+        "bound": -90.0 - step,
+        "kl_a": step / 7,
+        "kl_z": step / 3,
+        "address_accuracy": 0.5,
+    }
+
+
+def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    rows = [log_row("train", 0), *(log_row("train", step) for step in range(2, 101)), log_row("validation", 50)]
+    reports.curves(rows, config(tmp_path, "train_data.batch_size=8"))
+    monkeypatch.undo()
+    bound, terms, accuracy = figures[0].axes
+    plt.close(figures[0])
+    train, validation = bound.lines
+    assert list(train.get_xdata()) == [8 * step for step in range(3, 101)]  # without the very beginning
+    assert list(train.get_ydata()) == [90 + step for step in range(3, 101)]
+    assert (list(validation.get_xdata()), list(validation.get_ydata())) == ([400], [140])
+    drawn = {line.get_label(): line.get_ydata()[-1] for line in terms.lines}
+    assert drawn == {
+        "KL(a), train": 100 / 7, "KL(z), train": 100 / 3, "KL(a), validation": 50 / 7, "KL(z), validation": 50 / 3,
+    }  # fmt: skip
+    assert len(accuracy.lines) == 2
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", "{}", '{"part": "train", "step": 3}', "[1]"])
+def test_a_log_that_cannot_be_drawn_does_not_end_a_training(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    (tmp_path / "log.jsonl").write_text(content)
+    commands.Run(config(tmp_path), None, None, None, StopRequest())._draw_curves()
+    assert bool(caplog.records) == bool(content)

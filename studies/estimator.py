@@ -1,0 +1,239 @@
+"""How tight is ELBO@K?  The same targets with growing K, beside the bound that sums over all addresses exactly.
+
+    python -m studies.estimator --config configs/vma_tuned.yaml --checkpoint pretrained/vma_tuned.safetensors
+
+writes `estimator.csv`, `.md` and `.png` into `--output`.
+
+`K` samples · `S` addresses, images and dummies · `n` targets, each with a memory of its own.
+"""
+
+import argparse
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import commands
+import config as configuration
+import parsers
+from checkpoints import write_atomically
+from data.episodes import Episodes, GridEpisodes
+from errors import UserError, status_of
+from evaluator import DECODES_AT_ONCE
+from interrupts import Stopped, StopRequest
+from models.vma.vma import VMA
+from randomness import TargetNoise
+from run import Parser, device
+
+SIZES = (1, 10, 100, 1000, 5000)
+COLUMNS = ("estimator", "K", "decodes", "ELBO", "stderr", "gap", "gap_stderr", "targets")
+
+Row = dict[str, str | int | float]
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(prog="python -m studies.estimator", allow_abbrev=False, description=__doc__.splitlines()[0])
+    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
+    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="its weights (those of the configuration)")
+    p.add_argument("--root", metavar="DIR", help="where the data is")
+    p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
+    p.add_argument("--classes", type=int, default=2, metavar="C", help="classes in a memory, at most (2)")
+    p.add_argument("--memory", type=int, default=5, metavar="M", help="images in a memory (5)")
+    p.add_argument("--targets", type=int, default=200, metavar="N", help="targets, spread over the classes (200)")
+    p.add_argument("--sizes", type=_sizes, default=SIZES, metavar="K,K,...", help="K, each a divisor of the largest")
+    p.add_argument("--output", type=Path, default=Path("results/estimator"), metavar="DIR", help="where files go")
+    return p
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = tuple(sorted({int(size) for size in text.split(",")}))
+    if sizes[0] < 1 or any(sizes[-1] % size for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r}: every K must be positive and a divisor of the largest")
+    return sizes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status, as that of run.py."""
+    args = parser().parse_args(arguments)
+    stop = StopRequest()
+    stop.install()
+    try:
+        execute(args, stop)
+        return 0
+    except (UserError, Stopped, OSError) as error:
+        stop.over()
+        print(error, file=sys.stderr)
+        return status_of(error)
+
+
+def execute(args: argparse.Namespace, stop: StopRequest) -> None:
+    """Compute, write and print.  Raises UserError, DataError, OSError."""
+    overrides = [f"test_data.root={args.root}", f"train_data.root={args.root}"] if args.root else []
+    config = configuration.load(args.config, [*overrides, f"test_spec.targets={args.targets}"])
+    run = commands.Run(config, args.device, args.checkpoint, None, stop)
+    where = run.device_for(train=False)
+    model, images = run.trained(where), parsers.test_images(config, where)
+    episodes = parsers.grid_episodes(config, images, args.classes, args.memory)
+    cell = parsers.cell_name(args.classes, args.memory)
+    rows = measure(model, episodes, ("estimator", config.test_spec.seed, cell), args.sizes)
+    write_atomically(args.output / "estimator.csv", _csv(rows).encode())
+    write_atomically(args.output / "estimator.md", markdown(rows, cell).encode())
+    write_atomically(args.output / "estimator.png", draw(rows, cell))
+    print(markdown(rows, cell))
+    print(f"written: {args.output}/estimator.csv, .md, .png")
+
+
+# --- the bounds -------------------------------------------------------------------------------------------------------
+
+
+def measure(model: VMA, episodes: GridEpisodes, key: Sequence[int | str], sizes: Sequence[int]) -> list[Row]:
+    """A row for each estimator and K.
+
+    The largest number of samples is drawn once.  With a smaller K they make several groups, whose bounds are averaged,
+    so that all rows speak of the same samples.  For each K at least about as many samples are decoded for the sum over
+    addresses as without it; its K is that of z for each address.
+    """
+    largest = sizes[-1]
+    per_address = [k for k in sizes if k * _slots(model, episodes) <= 2 * largest] or [sizes[0]]
+    sampled: dict[int, list[Tensor]] = {k: [] for k in sizes}
+    summed: dict[int, list[Tensor]] = {k: [] for k in per_address}
+    with torch.no_grad():
+        for number in tqdm(range(len(episodes)), unit="target", dynamic_ncols=True):
+            one = episodes.batch(slice(number, number + 1))
+            log_w = sampled_weights(model, one, key, largest)
+            log_v = address_weights(model, one, key, per_address[-1])
+            for k in sizes:
+                sampled[k].append(nested(log_w, k))
+            for k in per_address:
+                summed[k].append(nested(log_v, k).logsumexp(0))
+    slots = _slots(model, episodes)
+    best = torch.stack(sampled[largest]).flatten()
+    rows = [_row("sampled addresses", k, k, torch.stack(values).flatten(), best) for k, values in sampled.items()]
+    return rows + [
+        _row("exact sum over addresses", k, k * slots, torch.stack(values).flatten(), best)
+        for k, values in summed.items()
+    ]
+
+
+def _slots(model: VMA, episodes: GridEpisodes) -> int:
+    return episodes.batch(slice(0, 1)).memory.shape[1] + len(model.dummies)
+
+
+def sampled_weights(model: VMA, one: Episodes, key: Sequence[int | str], k: int) -> Tensor:
+    """log w [K] of K samples of (a, z) for one target: ELBO@K is the log of their mean, in expectation."""
+    m = model.remember(one.memory, ahead=True)
+    r = model.recognise(one.x, m)
+    parts = []
+    for first in range(0, k, size := DECODES_AT_ONCE[one.x.device.type]):
+        noise = TargetNoise(*key, "sampled", targets=one.x_index.flatten(), first=first)
+        parts.append(model.importance_samples(one.x, m, r, noise, min(size, k - first)).log_w.flatten())
+    return torch.cat(parts).double()
+
+
+def address_weights(model: VMA, one: Episodes, key: Sequence[int | str], k: int) -> Tensor:
+    """log p(x,z|m_a) p(a) / q(z|x,m_a), [K, S]: K samples of z for every address of one target."""
+    m = model.remember(one.memory, ahead=True)
+    r = model.recognise(one.x, m)
+    slots = m.slots.shape[1]
+    parts = []
+    for first in range(0, k, size := max(1, DECODES_AT_ONCE[one.x.device.type] // slots)):
+        noise = TargetNoise(*key, "summed", targets=one.x_index.flatten(), first=first * slots)
+        s = model.every_address(one.x, m, r, noise, min(size, k - first))
+        parts.append(s.log_joint_over_q_z.view(-1, slots))
+    return torch.cat(parts).double()
+
+
+def nested(log_w: Tensor, k: int) -> Tensor:
+    """The mean over groups of k of log (1/k sum_i exp log_w_i), over the first dimension: [K, ...] -> [...], nats."""
+    return (log_w.unflatten(0, (-1, k)).logsumexp(1) - math.log(k)).mean(0)
+
+
+def _row(estimator: str, k: int, decodes: int, bound: Tensor, best: Tensor) -> Row:
+    """Bounds [n] of one estimator beside those of the best sampled one, target by target."""
+    n, gap = len(bound), best - bound
+    return {
+        "estimator": estimator,
+        "K": k,
+        "decodes": decodes,
+        "ELBO": -bound.mean().item(),
+        "stderr": bound.std().item() / math.sqrt(n),
+        "gap": gap.mean().item(),
+        "gap_stderr": gap.std().item() / math.sqrt(n),
+        "targets": n,
+    }
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def markdown(rows: Sequence[Row], cell: str) -> str:
+    """The rows for people."""
+    largest = max(int(row["K"]) for row in rows)
+    lines = [
+        f"{cell}, {rows[0]['targets']} targets; minus the bound in nats per image, lower is better. "
+        f"Above K = {largest}: the difference to sampled addresses with that K, on the same targets.",
+        "",
+        f"| addresses | K | decodes | ELBO@K | ± s.e. | above K = {largest} | ± s.e. |",
+        f"|{'---|' * 7}",
+    ]
+    for row in rows:
+        numbers = [f"{row[name]:.2f}" for name in ("ELBO", "stderr")]
+        numbers += [f"{row[name]:.3f}" for name in ("gap", "gap_stderr")]
+        kind = "sampled" if str(row["estimator"]).startswith("sampled") else "summed"
+        lines.append(f"| {kind} | {row['K']} | {row['decodes']} | {' | '.join(numbers)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Sequence[Row], cell: str) -> bytes:
+    """Both estimators against the number of decodes, with bars of one standard error of the difference -> a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    panels = (
+        (axes[0], "ELBO", "stderr", "ELBO@K, nats per image (lower is better)"),
+        (axes[1], "gap", "gap_stderr", f"nats above K = {max(int(row['K']) for row in rows)} (paired)"),
+    )
+    for axis, quantity, error, label in panels:
+        for estimator in dict.fromkeys(row["estimator"] for row in rows):
+            of = [row for row in rows if row["estimator"] == estimator]
+            axis.errorbar(
+                [row["decodes"] for row in of],
+                [row[quantity] for row in of],
+                yerr=[row[error] for row in of],
+                marker="o",
+                capsize=3,
+                label=estimator,
+            )
+        axis.set_xscale("log")
+        axis.set_xlabel("samples decoded for a target")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[1].set_yscale("symlog", linthresh=0.1)
+    figure.suptitle(f"{cell}, {rows[0]['targets']} targets, bars of one standard error", fontsize=9)
+    figure.tight_layout()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    plt.close(figure)
+    return png.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

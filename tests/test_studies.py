@@ -1,0 +1,171 @@
+"""Studies: the numbers are those of the definitions, and a study that was begun goes on."""
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import arguments, as_it_was, main, text
+
+import parsers
+from data.episodes import Episodes
+from models.objectives import log_mean_exp
+from models.vma.vma import VMA
+from studies import ablations, estimator
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(autouse=True)
+def nothing_changes() -> Iterator[None]:
+    with as_it_was():
+        yield
+
+
+# --- estimator --------------------------------------------------------------------------------------------------------
+
+
+def test_the_bound_of_k_samples_is_the_mean_over_groups() -> None:
+    log_w = 30 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for k in (1, 4, 24):
+        groups = [[log_w[first : first + k, i] for first in range(0, 24, k)] for i in range(3)]
+        expected = [sum(math.log(sum(map(math.exp, group)) / k) for group in of) / len(of) for of in groups]
+        assert estimator.nested(log_w, k).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@torch.no_grad()
+def test_both_estimators_estimate_the_same_likelihood(tiny_model: Callable[..., VMA]) -> None:
+    """The weights of either have the mean p(x|M): equal within 4 standard errors (delta method)."""
+    model = tiny_model(gain=0.5).float()
+    source = torch.Generator().manual_seed(1)
+    pictures = (torch.rand(1, 4, 20, 20, generator=source) < 0.3).float()
+    index, classes = torch.tensor([[5]]), torch.zeros(1, 3, dtype=torch.int64)
+    one = Episodes(pictures[:, :1], pictures[:, 1:], classes[:, :1], classes, index, classes)
+    k = 6000
+    log_w = estimator.sampled_weights(model, one, ("k", 0), k)
+    log_v = estimator.address_weights(model, one, ("k", 0), k // 5)
+    assert log_w.shape == (k,) and log_v.shape == (k // 5, 3 + len(model.dummies))
+    found, error = zip(*((log_mean_exp(log), (log - log_mean_exp(log)).exp().std() / len(log) ** 0.5)
+                         for log in (log_w, log_v.logsumexp(1))), strict=True)  # fmt: skip
+    assert max(error) < 0.1
+    assert abs(found[0] - found[1]) < 4 * math.hypot(*error)
+    assert torch.equal(
+        estimator.sampled_weights(model, one, ("k", 0), 7), log_w[:7]
+    )  # more samples, the same first ones
+
+
+def test_the_estimator_study_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=2") == 0
+    command = [
+        *arguments(tmp_path),
+        "--device",
+        "cpu",
+        "--targets",
+        "6",
+        "--memory",
+        "3",
+        "--output",
+        str(tmp_path / "e"),
+    ]
+    assert estimator.main([*command, "--sizes", "1,5,50"]) == 0
+    found = rows(tmp_path / "e" / "estimator.csv")
+    assert [(row["estimator"].split()[0], row["K"], row["decodes"]) for row in found] == [
+        ("sampled", "1", "1"), ("sampled", "5", "5"), ("sampled", "50", "50"),
+        ("exact", "1", "5"), ("exact", "5", "25"),
+    ]  # fmt: skip
+    elbo = [float(row["ELBO"]) for row in found]
+    assert elbo[0] > elbo[1] > elbo[2] and all(row["targets"] == "6" for row in found)
+    assert [float(row["gap"]) for row in found] == pytest.approx([value - elbo[2] for value in elbo], abs=2e-4)
+    assert (tmp_path / "e" / "estimator.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "e" / "estimator.md").read_text() in capsys.readouterr().out
+
+
+def test_a_wrong_estimator_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert estimator.main([*arguments(tmp_path), "--output", str(tmp_path / "e")]) == 2
+    assert "vma.pt: there is no such checkpoint" in capsys.readouterr().err
+    for sizes in ("3,10", "0,10", "x"):
+        with pytest.raises(SystemExit, match="2"):
+            estimator.main([*arguments(tmp_path), "--sizes", sizes])
+    assert not (tmp_path / "e").exists()
+
+
+# --- ablations --------------------------------------------------------------------------------------------------------
+
+
+def listed(folder: Path, content: str) -> Path:
+    (folder / "small.yaml").write_text(text(folder))
+    path = folder / "list.yaml"
+    path.write_text(content.format(config=folder / "small.yaml"))
+    return path
+
+
+LIST = """
+config: {config}
+set: [train_spec.steps=2, "test_spec.test_params.max_batch_cls=[1]"]
+rows: {{plain: [], other K: [model.importance_num=3]}}
+"""
+
+
+def test_the_ablations_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, output = listed(tmp_path, LIST), tmp_path / "ablations"
+    assert ablations.main([str(path), "--output", str(output), "--device", "cpu", "--only", "plain"]) == 0
+    weights = (output / "plain" / "weights.pt").read_bytes()
+    monkeypatch.setattr(parsers, "grid_episodes", _refused_for(output / "plain"))
+    assert ablations.main([str(path), "--output", str(output), "--device", "cpu"]) == 0
+    assert (output / "plain" / "weights.pt").read_bytes() == weights
+    found = rows(output / "ablations.csv")
+    assert [(row["row"], row["cell"]) for row in found] == [
+        ("plain", "C=1 M=1"), ("plain", "C=1 M=3"), ("other K", "C=1 M=1"), ("other K", "C=1 M=3"),
+    ]  # fmt: skip
+    for row in found:
+        with np.load(output / row["row"] / "results.npz") as own, np.load(output / "plain" / "results.npz") as plain:
+            bound, other = own[f"{row['cell']}/bound"], plain[f"{row['cell']}/bound"]
+        gaps = [b - a for a, b in zip(bound, other, strict=True)]
+        mean = sum(gaps) / len(gaps)
+        spread = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps))
+        assert [float(row[name]) for name in ("ELBO", "difference", "difference_stderr")] == pytest.approx(
+            [-bound.mean(), mean, spread], abs=1e-4
+        )
+    assert "| other K |" in (output / "ablations.md").read_text()
+
+
+def _refused_for(folder: Path) -> Callable[..., object]:
+    real = parsers.grid_episodes
+
+    def grid(config: object, *others: object) -> object:
+        assert not str(config.test_spec.output_file).startswith(str(folder))  # type: ignore[attr-defined]
+        return real(config, *others)  # type: ignore[arg-type]
+
+    return grid
+
+
+def test_rows_of_another_test_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, output = listed(tmp_path, LIST), tmp_path / "ablations"
+    assert ablations.main([str(path), "--output", str(output), "--only", "plain"]) == 0
+    changed = listed(tmp_path, LIST.replace("train_spec.steps=2", "train_spec.steps=2, test_spec.targets=5"))
+    assert ablations.main([str(changed), "--output", str(output), "--only", "other K"]) == 2
+    assert "other K" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "empty"),
+        ("config: a\nset: []\nrows: {{}}", "expected the keys"),
+        ("config: a\nset: [3]\nrows: {{a: []}}", "set: expected a list of KEY=VALUE"),
+        ("config: a\nset: []\nrows: {{a: {{b: c}}}}", "rows.a: expected a list"),
+        ("config: a\nset: []\nrows: {{a: [], a: []}}", "given twice"),
+        ("config: absent.yaml\nset: []\nrows: {{a: []}}", "absent.yaml"),
+        ("config: {config}\nset: []\nrows: {{a: [train_spec.setps=3]}}", "steps"),
+    ],
+)
+def test_a_wrong_list_is_refused(tmp_path: Path, content: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ablations.main([str(listed(tmp_path, content)), "--output", str(tmp_path / "ablations")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "ablations").exists()
