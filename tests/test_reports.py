@@ -80,6 +80,13 @@ def test_published_numbers_do_not_stand_beside_another_protocol(overrides: list[
     assert "85.2" not in text and "86.5" not in text and "paper" not in text.lower()
 
 
+def test_the_papers_numbers_stand_beside_its_likely_setting() -> None:
+    likely = configuration.load(ROOT / "configs" / "vma_45-5.yaml")
+    text = reports.markdown([row(c, m) for c, m in PUBLISHED], likely)
+    assert [line["paper"] for line in table(text)] == [str(paper) for _, paper in PUBLISHED.values()]
+    assert "published code" not in text.lower() and "not settled" in text
+
+
 def test_published_numbers_do_not_stand_beside_glyphs(tmp_path: Path) -> None:
     text = reports.markdown([row(1, 1)], config(tmp_path, "test_spec.importance_num=1000"))
     assert "paper" not in text.lower()
