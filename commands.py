@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import importlib
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import OutOfMemoryError, Tensor, nn
+from torch import OutOfMemoryError, nn
 from torch.distributions import Distribution
 from tqdm import tqdm
 
@@ -47,10 +48,15 @@ class Run:
         self.processes = processes.from_environment()
 
     def processes_to_start(self, train: bool) -> int:
-        """How many processes the configured GPUs want; 1 where this is one of several already.  Raises UserError."""
+        """How many processes the configured GPUs want; 1 where this is one of several already.  Raises UserError.
+
+        With `auto` a training takes as many of the GPUs as its batch divides among.
+        """
         if self.processes.world > 1:
             return 1
-        return len(parsers.devices_of(self._gpus(train), self._device))
+        found = len(parsers.devices_of(self._gpus(train), self._device))
+        automatic = (self._device or self._gpus(train)) == "auto"
+        return parsers.most_processes(self.config.train_data, found) if train and automatic else found
 
     @contextlib.contextmanager
     def together(self, train: bool) -> Iterator[None]:
@@ -213,15 +219,15 @@ class Run:
 
     def check_test(self) -> None:
         """Find now what would stop the test after hours of training.  Raises UserError, DataError."""
-        device = self.device_for(train=False)
-        parsers.test_images(self.config, device)
-        if self._named:
+        device, params = self.device_for(train=False), self.config.test_spec.test_params
+        images = parsers.test_images(self.config, device)
+        parsers.grid_episodes(self.config, images, max(params.max_batch_cls), max(params.timesteps))
+        if self._named or self.config.test_checkpoint != self.config.train_spec.checkpoint_path:
             self.trained(device)
 
     def test(self) -> None:
         """Run the test grid and write the table, cell by cell; cells that are there already are kept."""
         config, spec, device = self.config, self.config.test_spec, self.device_for(train=False)
-        torch.backends.cudnn.allow_tf32 = False  # a bound in float32, on every device
         model = self.trained(device)
         images = parsers.test_images(config, device)
         grid = self._grid(model, images.digest())
@@ -259,10 +265,11 @@ class Run:
 
     def trained(self, device: torch.device) -> VMA:
         """The model with the weights of the checkpoint; its networks must be those of the configuration."""
-        weights = self.processes.on_main(self._weights)
+        weights = self.processes.on_main(lambda: self._checkpoint()["model"])
         model = parsers.build_model(self.config, device)
         model.load_state_dict(weights)
         Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
+        torch.backends.cudnn.allow_tf32 = False  # bounds in float32, on every device
         return model.eval()
 
     def export(self, path: Path) -> None:
@@ -276,9 +283,6 @@ class Run:
                 f"written: {path}, {path.stat().st_size} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
             )
 
-    def _weights(self) -> dict[str, Tensor]:
-        return self._checkpoint()["model"]
-
     def _checkpoint(self) -> dict[str, Any]:
         """The checkpoint to test; its networks are those of the configuration.  Raises UserError, DataError."""
         path = self._named or Path(self.config.test_checkpoint)
@@ -286,20 +290,25 @@ class Run:
             missing = DataError if self._named else UserError
             raise missing(f"{path}: there is no such checkpoint; train first (--train) or name one with --checkpoint")
         state = checkpoints.load(path)
-        changed = configuration.differences(_config_of(path, state), self.config, only=configuration.MODEL_KEYS)
-        if changed:
+        trained = _config_of(path, state)
+        if changed := configuration.differences(trained, self.config, only=configuration.MODEL_KEYS):
             listed = "\n  ".join(changed)
             raise UserError(f"{path}: its model is not the one of this configuration:\n  {listed}")
+        choice = configuration.differences(trained, self.config, only=configuration.HELD_OUT_KEYS)
+        if choice and self.config.test_spec.subset != "test":
+            listed = "\n  ".join(choice)
+            subset = self.config.test_spec.subset
+            raise UserError(f"{path}: test_spec.subset: {subset} would not be the classes of its training:\n  {listed}")
         return state
 
     # --- pictures -----------------------------------------------------------------------------------------------------
 
     def sample(self) -> None:
         """Write picture grids of memories, samples and reconstructions."""
+        device = self.device_for(train=False)
+        model = self.trained(device)  # by all processes: the first reads the weights and sends them
         if not self.processes.main:
             return
-        device = self.device_for(train=False)
-        model = self.trained(device)
         test, train = parsers.test_images(self.config, device), parsers.training_images(self.config, device).train
         params, folder = self.config.test_spec.test_params, self.folder / "samples"
         for classes in params.max_batch_cls:
@@ -326,12 +335,28 @@ class Table:
         self._ledger = evaluator.Ledger(self._output, grid.key())
 
     def open(self) -> list[tuple[int, int]]:
-        """Take up the cells that an earlier run finished; the others, which are to do.  Raises OSError."""
+        """Take up the cells that an earlier run finished; the others, which are to do.  Raises OSError.
+
+        A table of other weights or another test is not written over: its files get another name.
+        """
+        if self._ledger.foreign:
+            self._set_aside()
         resolved = configuration.dump(self._config).encode()
         checkpoints.write_atomically(self._output.with_suffix(".resolved.yaml"), resolved)
         if self._rows():
             self._write()
         return [(c, m) for c, m in self._grid.cells if self._ledger.get(parsers.cell_name(c, m)) is None]
+
+    def _set_aside(self) -> None:
+        stem = self._output.with_suffix("")
+        free = next(n for n in itertools.count(1) if not Path(f"{stem}.before-{n}.npz").exists())
+        for suffix in (".csv", ".md", ".png", ".resolved.yaml", ".npz"):
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{stem}{suffix}").replace(f"{stem}.before-{free}{suffix}")
+        _log.warning(
+            "%s holds cells of other weights or another test; that table is now %s.before-%d.*",
+            self._ledger.path, stem, free,
+        )  # fmt: skip
 
     def put(self, cell: str, values: evaluator.PerTarget) -> None:
         """Write a finished cell.  Raises OSError."""

@@ -57,6 +57,8 @@ MODEL_KEYS = (
     "test_data.resample",
     "test_data.split",  # classes of one split's test are among those of the other's training
 )
+# What chooses the classes that are trained on and held out.
+HELD_OUT_KEYS = ("train_spec.seed", "train_data.held_out_classes", "train_data.classes")
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "ASGD")
 

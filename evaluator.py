@@ -26,7 +26,7 @@ from randomness import TargetNoise
 _log = logging.getLogger(__name__)
 
 # Decodes at once: on a CPU as many as its caches like, on a GPU as many as keep it busy.
-DECODES_AT_ONCE = {"cpu": 200, "cuda": 4096}
+TEST_DECODES_AT_ONCE = {"cpu": 200, "cuda": 4096}
 SAMPLES_AT_ONCE = 50  # of a target, at least
 
 PARTS = ("bound", "kl_a", "kl_z", "address_accuracy")  # nats, the last a fraction
@@ -50,7 +50,7 @@ class Grid:
 
 def sizes_at_once(device: torch.device, batch: int, chunk: int | None) -> tuple[int, int]:
     """How many targets, and samples of each, to decode at once."""
-    budget = DECODES_AT_ONCE[device.type]
+    budget = TEST_DECODES_AT_ONCE[device.type]
     targets = max(1, min(batch, budget // (chunk or SAMPLES_AT_ONCE)))
     return targets, chunk or budget // targets
 
@@ -108,10 +108,13 @@ def evaluate_cell(
 
 
 class Ledger:
-    """The finished cells, kept beside the table in `<stem>.npz`: the values of every single target and their key."""
+    """The finished cells, kept beside the table in `<stem>.npz`: the values of every single target and their key.
+
+    `foreign` says that there are cells in the file, and none that was made with this key.
+    """
 
     def __init__(self, output_file: Path, key: str) -> None:
-        self.path, self._key = output_file.with_suffix(".npz"), key
+        self.path, self._key, self.foreign = output_file.with_suffix(".npz"), key, False
         self._arrays = self._kept()
 
     def _kept(self) -> dict[str, np.ndarray]:
@@ -125,6 +128,7 @@ class Ledger:
         except Exception as error:  # readers of damaged files raise almost anything
             _log.warning("%s cannot be read (%s); its cells are computed anew", self.path, reason(error))
             return {}
+        self.foreign = bool(cells) and not kept
         return {name: arrays[name] for cell in kept for name in _names(cell)}
 
     def get(self, cell: str) -> PerTarget | None:

@@ -96,5 +96,5 @@ def _free_port() -> int:
 
 
 def python(arguments: Sequence[str]) -> list[str]:
-    """This program with other arguments."""
-    return [sys.executable, str(Path(sys.argv[0]).resolve()), *arguments]
+    """run.py with these arguments."""
+    return [sys.executable, str(Path(__file__).resolve().with_name("run.py")), *arguments]

@@ -115,6 +115,12 @@ def train_loader(config: Config, images: TrainingImages, part: Slice = Slice()) 
     return MixedLoader([loader(data), *map(loader, data.mixture)], [1.0, *(one.weight for one in data.mixture)], seed)
 
 
+def most_processes(data: TrainDataConfig, most: int) -> int:
+    """The largest number of processes, at most `most`, that the batch divides among with every composition."""
+    shared = [data.targets_per_memory, *(one.targets_per_memory for one in data.mixture or ())]
+    return max((n for n in range(1, most + 1) if all(data.batch_size % (n * unit) == 0 for unit in shared)), default=1)
+
+
 def _augmented(data: TrainDataConfig, drawings: ClassImages | None) -> Augmented | None:
     if data.augment is None or drawings is None:
         return None
@@ -231,6 +237,10 @@ def _try_out(
     options = {name: value for name, value in optimizer.defaults.items() if name in known}
     copy = type(optimizer)([nn.Parameter(torch.zeros(()))], **options)
     scheduler = kind(copy, **arguments)
+    if isinstance(scheduler, lr_scheduler.CosineAnnealingLR) and scheduler.T_max < steps:
+        raise ValueError(
+            f"T_max {scheduler.T_max} is less than the {steps} steps to come, and the rate would rise again"
+        )
     if isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.total_steps < steps:
         raise ValueError(f"total_steps {scheduler.total_steps} is less than the {steps} steps to come")
     copy.step()

@@ -42,13 +42,29 @@ _PUBLISHED_CODE: dict[int, tuple[float, ...]] = {
 
 def write_table(output_file: Path, rows: Sequence[Row], config: Config) -> None:
     """Write the rows as csv, and beside it the Markdown table and the plot.  Raises OSError."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _rounded(row[name]) for name in COLUMNS} for row in rows)
-    write_atomically(output_file, text.getvalue().encode())
+    write_atomically(output_file, comma_separated(rows, COLUMNS))
     write_atomically(output_file.with_suffix(".md"), markdown(rows, config).encode())
     write_atomically(output_file.with_suffix(".png"), plot(rows, config))
+
+
+def comma_separated(rows: Sequence[Mapping[str, str | int | float]], columns: Sequence[str]) -> bytes:
+    """A csv file with these columns; numbers are rounded to four places."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _rounded(row[name]) for name in columns} for row in rows)
+    return text.getvalue().encode()
+
+
+def png(figure: Any) -> bytes:
+    """A finished figure of matplotlib as a file; it is closed."""
+    import matplotlib.pyplot as plt
+
+    figure.tight_layout()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    plt.close(figure)
+    return content.getvalue()
 
 
 def markdown(rows: Sequence[Row], config: Config) -> str:
@@ -119,11 +135,7 @@ def plot(rows: Sequence[Row], config: Config) -> bytes:
     axis.set_ylabel(f"{metric(rows)}, nats per image (lower is better)")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
-    figure.tight_layout()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=120)
-    plt.close(figure)
-    return png.getvalue()
+    return png(figure)
 
 
 _CURVES = (  # panel, quantity in the log, its sign
@@ -138,7 +150,7 @@ _BEGINNING = 0.03  # of a training; what falls from hundreds of nats then would 
 def write_curves(log_file: Path, config: Config) -> Path:
     """Draw the log of a training beside it; the path of the figure.  Raises OSError."""
     rows = [json.loads(line) for line in log_file.read_text().splitlines()]
-    path = log_file.with_suffix(".png")
+    path = log_file.with_suffix(".curves.png")  # the table may have the same stem
     write_atomically(path, curves(rows, config))
     return path
 
@@ -176,11 +188,7 @@ def curves(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     figure.suptitle(f"K = {config.model.importance_num}; {_composition(config)}", fontsize=9)
-    figure.tight_layout()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    plt.close(figure)
-    return png.getvalue()
+    return png(figure)
 
 
 def _composition(config: Config) -> str:
@@ -188,7 +196,7 @@ def _composition(config: Config) -> str:
     said = []
     for name, data in (("training", config.train_data), ("validation", config.val_data)):
         per_class, classes = data.max_img_per_class, data.max_batch_cls
-        of = f"{per_class} of a class" if per_class else f"{classes} classes" if classes != 1 else "one class"
+        of = f"{per_class} of a class" if per_class else f"{classes or 0} classes" if classes != 1 else "one class"
         more = " and a mixture" if name == "training" and config.train_data.mixture else ""
         said.append(f"{name}: memories of {data.timesteps}, {'' if data.exact else 'at most '}{of}{more}")
     return "; ".join(said)
@@ -216,5 +224,5 @@ def _known(table: Mapping[int, Sequence[float]], row: Row) -> str:
     return f"{table[classes][_SIZES.index(size)]:.1f}" if classes in table and size in _SIZES else ""
 
 
-def _rounded(value: float | int) -> float | int:
+def _rounded(value: str | int | float) -> str | int | float:
     return round(float(value), 4) if isinstance(value, float) else value

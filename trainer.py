@@ -232,7 +232,7 @@ class Trainer:
     @torch.no_grad()
     def _average(self, averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
         """A moving average whose decay rises to `ema_decay`, so that the first weights are soon forgotten."""
-        step = self.progress.step  # that of the count of updates, which would have to be waited for
+        step = self.progress.step  # equals `updates`, a tensor that would have to be waited for
         torch._foreach_lerp_(averaged, current, 1 - min(self.plan.ema_decay, (1 + step) / (10 + step)))
 
     def gradient(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -7,8 +7,7 @@ done is kept), and writes `ablations.csv` and `.md` beside the folders of the ro
 """
 
 import argparse
-import csv
-import io
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ import run
 import strict_yaml
 from checkpoints import write_atomically
 from errors import UserError, status_of
+from reports import comma_separated
 
 Bounds = Mapping[str, np.ndarray]  # cell -> nats [n], target by target
 
+COLUMNS = ("row", "cell", "ELBO", "difference", "difference_stderr", "targets")
 _KEYS = {"config", "set", "rows"}
 
 
@@ -65,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (UserError, OSError) as error:
             print(error, file=sys.stderr)
             return status_of(error)
-    print((args.output / "ablations.md").read_text())
+    table = args.output / "ablations.md"
+    print(
+        table.read_text() if table.exists() else f"no table yet: the first row, {next(iter(study.rows))}, is not done"
+    )
     return 0
 
 
@@ -92,12 +96,12 @@ def _overrides(path: Path, where: str, raw: object) -> tuple[str, ...]:
 
 def command(study: Study, name: str, args: argparse.Namespace) -> list[str]:
     """The arguments of run.py for a row."""
-    folder = args.output / name
-    own = (
-        f"train_spec.checkpoint_path={folder}/weights.pt",
-        f"train_spec.log_file={folder}/train.jsonl",
-        f"test_spec.output_file={folder}/results.csv",
-    )
+    files = {
+        "train_spec.checkpoint_path": "weights.pt",
+        "train_spec.log_file": "train.jsonl",
+        "test_spec.output_file": "results.csv",
+    }
+    own = [f"{key}={json.dumps(str(args.output / name / file), ensure_ascii=False)}" for key, file in files.items()]
     options = ["--root", args.root] if args.root else []
     options += ["--device", args.device] if args.device else []
     sets = [part for one in (*study.common, *study.rows[name], *own) for part in ("--set", one)]
@@ -108,48 +112,48 @@ def command(study: Study, name: str, args: argparse.Namespace) -> list[str]:
 
 
 def write(study: Study, output: Path) -> None:
-    """The table of the rows that are done.  Raises OSError."""
+    """The table of the rows that are done, once the first of the list is.  Raises UserError, OSError."""
     ledgers = {name: output / name / "results.npz" for name in study.rows}
-    rows = compared({name: bounds(ledger) for name, ledger in ledgers.items() if ledger.exists()})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} for row in rows)
-    write_atomically(output / "ablations.csv", text.getvalue().encode())
-    write_atomically(output / "ablations.md", markdown(rows).encode())
+    done = {name: ledger for name, ledger in ledgers.items() if ledger.exists()}
+    if next(iter(study.rows)) in done:
+        rows = compared(done)
+        write_atomically(output / "ablations.csv", comma_separated(rows, COLUMNS))
+        write_atomically(output / "ablations.md", markdown(rows).encode())
 
 
-def bounds(ledger: Path) -> Bounds:
-    """The bound of every target of every cell of a finished test."""
-    with np.load(ledger, allow_pickle=False) as file:
-        return {name.removesuffix("/bound"): file[name] for name in file.files if name.endswith("/bound")}
-
-
-def compared(done: Mapping[str, Bounds]) -> list[dict[str, str | int | float]]:
+def compared(done: Mapping[str, Path]) -> list[dict[str, str | int | float]]:
     """ELBO of each row and cell, and its difference to the first row, target by target, in nats (negative is better).
 
     Raises:
-        UserError: the rows were not tested on the same cells and targets.
+        UserError: the rows were not tested on the same cells, targets, images and K.
     """
-    of_first, first = next(iter(done.items()))
+    of_first, (first, asked) = next(iter(done)), _finished(next(iter(done.values())))
     rows: list[dict[str, str | int | float]] = []
-    for name, cells in done.items():
-        if {cell: len(of) for cell, of in cells.items()} != {cell: len(of) for cell, of in first.items()}:
-            raise UserError(f"{name}: its cells or targets are not those of {of_first}; test both again with one list")
+    for name, ledger in done.items():
+        cells, key = _finished(ledger)
+        if key != asked:
+            raise UserError(f"{name}: it was not tested as {of_first} was; test both again with one list")
         for cell, bound in cells.items():
             worse = first[cell] - bound
-            error = worse.std(ddof=1) / len(worse) ** 0.5
             rows.append(
                 {
                     "row": name,
                     "cell": cell,
                     "ELBO": float(-bound.mean()),
                     "difference": float(worse.mean()),
-                    "difference_stderr": float(error),
+                    "difference_stderr": float(worse.std(ddof=1) / len(worse) ** 0.5),
                     "targets": len(bound),
                 }
             )
     return rows
+
+
+def _finished(ledger: Path) -> tuple[Bounds, dict[str, object]]:
+    """The bound of every target of every cell of a finished test, and how each cell was tested, but for the weights."""
+    with np.load(ledger, allow_pickle=False) as file:
+        bounds = {name.removesuffix("/bound"): file[name] for name in file.files if name.endswith("/bound")}
+        tested = {cell: json.loads(str(file[f"{cell}/key"])) | {"weights": None} for cell in bounds}
+    return bounds, tested
 
 
 def markdown(rows: Sequence[Mapping[str, str | int | float]]) -> str:

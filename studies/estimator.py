@@ -1,6 +1,6 @@
 """How tight is ELBO@K?  The same targets with growing K, beside the bound that sums over all addresses exactly.
 
-    python -m studies.estimator --config configs/vma_tuned.yaml --checkpoint pretrained/vma_tuned.safetensors
+    python -m studies.estimator --config configs/vma.yaml --checkpoint runs/vma/vma.pt
 
 writes `estimator.csv`, `.md` and `.png` into `--output`.
 
@@ -8,8 +8,7 @@ writes `estimator.csv`, `.md` and `.png` into `--output`.
 """
 
 import argparse
-import csv
-import io
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -25,15 +24,17 @@ import parsers
 from checkpoints import write_atomically
 from data.episodes import Episodes, GridEpisodes
 from errors import UserError, status_of
-from evaluator import DECODES_AT_ONCE
+from evaluator import TEST_DECODES_AT_ONCE
 from interrupts import Stopped, StopRequest
-from models.vma.vma import VMA
+from models.vma.vma import VMA, Memory, Recognition
 from randomness import TargetNoise
+from reports import comma_separated, png
 from run import Parser, device
 
 SIZES = (1, 10, 100, 1000, 5000)
 COLUMNS = ("estimator", "K", "decodes", "ELBO", "stderr", "gap", "gap_stderr", "targets")
 
+Key = Sequence[int | str]
 Row = dict[str, str | int | float]
 
 
@@ -74,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
-    overrides = [f"test_data.root={args.root}", f"train_data.root={args.root}"] if args.root else []
+    roots = [f"{part}.root={json.dumps(args.root, ensure_ascii=False)}" for part in ("train_data", "test_data")]
+    overrides = roots if args.root else []
     config = configuration.load(args.config, [*overrides, f"test_spec.targets={args.targets}"])
     run = commands.Run(config, args.device, args.checkpoint, None, stop)
     where = run.device_for(train=False)
@@ -82,7 +84,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     episodes = parsers.grid_episodes(config, images, args.classes, args.memory)
     cell = parsers.cell_name(args.classes, args.memory)
     rows = measure(model, episodes, ("estimator", config.test_spec.seed, cell), args.sizes)
-    write_atomically(args.output / "estimator.csv", _csv(rows).encode())
+    write_atomically(args.output / "estimator.csv", comma_separated(rows, COLUMNS))
     write_atomically(args.output / "estimator.md", markdown(rows, cell).encode())
     write_atomically(args.output / "estimator.png", draw(rows, cell))
     print(markdown(rows, cell))
@@ -92,27 +94,29 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
 # --- the bounds -------------------------------------------------------------------------------------------------------
 
 
-def measure(model: VMA, episodes: GridEpisodes, key: Sequence[int | str], sizes: Sequence[int]) -> list[Row]:
+def measure(model: VMA, episodes: GridEpisodes, key: Key, sizes: Sequence[int]) -> list[Row]:
     """A row for each estimator and K.
 
     The largest number of samples is drawn once.  With a smaller K they make several groups, whose bounds are averaged,
-    so that all rows speak of the same samples.  For each K at least about as many samples are decoded for the sum over
-    addresses as without it; its K is that of z for each address.
+    so that all rows speak of the same samples.  The sum over addresses takes those K (of z, for each address) that
+    decode at most twice as many samples as the largest K does without it.
     """
-    largest = sizes[-1]
-    per_address = [k for k in sizes if k * _slots(model, episodes) <= 2 * largest] or [sizes[0]]
+    slots, largest = _slots(model, episodes), sizes[-1]
+    most = max((k for k in sizes if k * slots <= 2 * largest), default=sizes[0])
+    per_address = [k for k in sizes if most % k == 0]
     sampled: dict[int, list[Tensor]] = {k: [] for k in sizes}
     summed: dict[int, list[Tensor]] = {k: [] for k in per_address}
     with torch.no_grad():
         for number in tqdm(range(len(episodes)), unit="target", dynamic_ncols=True):
             one = episodes.batch(slice(number, number + 1))
-            log_w = sampled_weights(model, one, key, largest)
-            log_v = address_weights(model, one, key, per_address[-1])
+            m = model.remember(one.memory, ahead=True)
+            r = model.recognise(one.x, m)
+            log_w = sampled_weights(model, one, m, r, key, largest)
+            log_v = address_weights(model, one, m, r, key, most)
             for k in sizes:
                 sampled[k].append(nested(log_w, k))
             for k in per_address:
                 summed[k].append(nested(log_v, k).logsumexp(0))
-    slots = _slots(model, episodes)
     best = torch.stack(sampled[largest]).flatten()
     rows = [_row("sampled addresses", k, k, torch.stack(values).flatten(), best) for k, values in sampled.items()]
     return rows + [
@@ -125,24 +129,20 @@ def _slots(model: VMA, episodes: GridEpisodes) -> int:
     return episodes.batch(slice(0, 1)).memory.shape[1] + len(model.dummies)
 
 
-def sampled_weights(model: VMA, one: Episodes, key: Sequence[int | str], k: int) -> Tensor:
-    """log w [K] of K samples of (a, z) for one target: ELBO@K is the log of their mean, in expectation."""
-    m = model.remember(one.memory, ahead=True)
-    r = model.recognise(one.x, m)
+def sampled_weights(model: VMA, one: Episodes, m: Memory, r: Recognition, key: Key, k: int) -> Tensor:
+    """log w [K] of K samples of (a, z) for one target."""
     parts = []
-    for first in range(0, k, size := DECODES_AT_ONCE[one.x.device.type]):
+    for first in range(0, k, size := TEST_DECODES_AT_ONCE[one.x.device.type]):
         noise = TargetNoise(*key, "sampled", targets=one.x_index.flatten(), first=first)
         parts.append(model.importance_samples(one.x, m, r, noise, min(size, k - first)).log_w.flatten())
     return torch.cat(parts).double()
 
 
-def address_weights(model: VMA, one: Episodes, key: Sequence[int | str], k: int) -> Tensor:
+def address_weights(model: VMA, one: Episodes, m: Memory, r: Recognition, key: Key, k: int) -> Tensor:
     """log p(x,z|m_a) p(a) / q(z|x,m_a), [K, S]: K samples of z for every address of one target."""
-    m = model.remember(one.memory, ahead=True)
-    r = model.recognise(one.x, m)
     slots = m.slots.shape[1]
     parts = []
-    for first in range(0, k, size := max(1, DECODES_AT_ONCE[one.x.device.type] // slots)):
+    for first in range(0, k, size := max(1, TEST_DECODES_AT_ONCE[one.x.device.type] // slots)):
         noise = TargetNoise(*key, "summed", targets=one.x_index.flatten(), first=first * slots)
         s = model.every_address(one.x, m, r, noise, min(size, k - first))
         parts.append(s.log_joint_over_q_z.view(-1, slots))
@@ -170,14 +170,6 @@ def _row(estimator: str, k: int, decodes: int, bound: Tensor, best: Tensor) -> R
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} for row in rows)
-    return text.getvalue()
 
 
 def markdown(rows: Sequence[Row], cell: str) -> str:
@@ -228,11 +220,7 @@ def draw(rows: Sequence[Row], cell: str) -> bytes:
         axis.legend(fontsize=8)
     axes[1].set_yscale("symlog", linthresh=0.1)
     figure.suptitle(f"{cell}, {rows[0]['targets']} targets, bars of one standard error", fontsize=9)
-    figure.tight_layout()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    plt.close(figure)
-    return png.getvalue()
+    return png(figure)
 
 
 if __name__ == "__main__":

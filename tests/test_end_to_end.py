@@ -42,9 +42,9 @@ def table(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
 
 
-def bounds(folder: Path) -> dict[str, np.ndarray]:
+def bounds(folder: Path, stem: str = "table") -> dict[str, np.ndarray]:
     """The bounds of every target, by cell."""
-    with np.load(folder / "table.npz", allow_pickle=False) as file:
+    with np.load(folder / f"{stem}.npz", allow_pickle=False) as file:
         return {name.rpartition("/")[0]: file[name] for name in file.files if name.endswith("/bound")}
 
 
@@ -58,7 +58,7 @@ def refuse(*args: object, **named: object) -> evaluator.PerTarget:
 def test_everything_that_was_promised_is_there(finished: Path) -> None:
     files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     promised = {
-        "vma.pt", "vma.last.pt", "vma.resolved.yaml", "log.jsonl", "log.png",
+        "vma.pt", "vma.last.pt", "vma.resolved.yaml", "log.jsonl", "log.curves.png",
         "table.csv", "table.md", "table.npz", "table.png", "table.resolved.yaml",
         *(f"samples/C{c}_M{m}.png" for c, m in CELLS),
     }  # fmt: skip
@@ -163,6 +163,19 @@ def test_finished_cells_are_computed_anew_when_their_origin_changes(run: Path, c
     assert not np.array_equal(after["C=1 M=3"], before["C=1 M=3"])
     assert set(after) == {"C=1 M=3"}  # nothing of the other origin is left
     assert len(table(run)) == 1
+    assert np.array_equal(bounds(run, "table.before-1")["C=1 M=3"], before["C=1 M=3"])  # but nothing is lost
+
+
+def test_every_table_that_is_set_aside_has_a_name_of_its_own(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, targets in enumerate((9, 8, 9), start=1):
+        content = [
+            (run / f"table{suffix}").read_bytes() for suffix in (".csv", ".md", ".png", ".npz", ".resolved.yaml")
+        ]
+        assert main(run, "--test", f"test_spec.targets={targets}") == 0
+        assert f"is now {run}/table.before-{number}.*" in caplog.text
+        aside = [run / f"table.before-{number}{suffix}" for suffix in (".csv", ".md", ".png", ".npz", ".resolved.yaml")]
+        assert [path.read_bytes() for path in aside] == content
+    assert len(bounds(run)) == len(CELLS)
 
 
 def test_only_missing_cells_are_computed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.episodes import Episodes
-from evaluator import DECODES_AT_ONCE, Ledger, importance_bounds, sizes_at_once, summary
+from evaluator import TEST_DECODES_AT_ONCE, Ledger, importance_bounds, sizes_at_once, summary
 from models.objectives import log_mean_exp
 from models.vma.vma import VMA, address_accuracy, kl_a
 from randomness import TargetNoise
@@ -123,10 +123,10 @@ def test_sizes_fit_the_budget(device: str, batch: int, chunk: int | None) -> Non
     targets, samples = sizes_at_once(torch.device(device), batch, chunk)
     assert 1 <= targets <= batch
     assert samples > 0
-    assert targets * samples <= max(DECODES_AT_ONCE[device], samples)
+    assert targets * samples <= max(TEST_DECODES_AT_ONCE[device], samples)
     assert chunk in (None, samples)
     if chunk is None:
-        assert targets * (samples + 1) > DECODES_AT_ONCE[device]  # and use it
+        assert targets * (samples + 1) > TEST_DECODES_AT_ONCE[device]  # and use it
 
 
 # --- finished cells ---------------------------------------------------------------------------------------------------

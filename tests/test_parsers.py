@@ -1,5 +1,6 @@
 """Parsers: names become objects, sizes fit, seeds decide, and what cannot be built is said in a sentence."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import parsers
 from config import OPTIMIZERS, Config, SchedulerSpec, TrainSpec
 from errors import UserError
 from models.vma.prior import LearnedAddressPrior, UniformAddressPrior
-from randomness import StepNoise
+from randomness import Slice, StepNoise
 
 SCHEDULERS: dict[str, dict[str, object]] = {
     "ConstantLR": {"factor": 0.5, "total_iters": 3},
@@ -189,6 +190,7 @@ def test_another_scheduler_is_refused_with_those_that_there_are(tmp_path: Path, 
         ("ExponentialLR", {"gamma": None}),
         ("MultiStepLR", {"milestones": 3}),
         ("CosineAnnealingLR", {"T_max": 0}),
+        ("CosineAnnealingLR", {"T_max": 9}),  # of 10 steps: the rate would rise in the last
         ("CosineAnnealingWarmRestarts", {"T_0": 0}),
         ("OneCycleLR", {"max_lr": 0.1}),
         ("OneCycleLR", {"max_lr": 0.1, "total_steps": 9, "anneal_strategy": "up"}),
@@ -360,3 +362,22 @@ def test_the_published_experiment_has_its_images() -> None:
         assert not (batch.memory_index == batch.x_index).any()
     validation = parsers.validation_loader(published, images)
     assert validation is not None and validation.at(0).x.shape[1:] == (1, 26, 26)
+
+
+@pytest.mark.parametrize("batch", [8, 16, 24, 48])
+@pytest.mark.parametrize("more", [None, 6])
+def test_a_training_takes_as_many_gpus_as_its_batch_divides_among(tmp_path: Path, batch: int, more: int | None) -> None:
+    one = f"{{weight: 1, timesteps: 3, max_img_per_class: 1, targets_per_memory: {more}}}"
+    if more and batch % more:
+        return
+    configured = config(
+        tmp_path, f"train_data.batch_size={batch}", f"train_data.mixture={'null' if more is None else f'[{one}]'}"
+    )
+    images = parsers.training_images(configured, CPU)
+    for most in range(1, 9):
+        works = []
+        for world in range(1, most + 1):
+            with contextlib.suppress(UserError):
+                parsers.train_loader(configured, images, Slice(0, world))
+                works.append(world)
+        assert parsers.most_processes(configured.train_data, most) == max(works)

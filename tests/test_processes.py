@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import arguments, board, curves, finish, logged, rows, same_end, start, start_together, wait_for
+from small import ROOT, arguments, board, curves, finish, logged, rows, same_end, start, start_together, wait_for
 
 import checkpoints
 import launch
@@ -333,9 +333,10 @@ def torchrun(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_torchrun_trains_and_tests(tmp_path: Path, two: Path) -> None:
-    code, out, err = finish(start(*torchrun(tmp_path, *RUN, "--test")), 120)
+    code, out, err = finish(start(*torchrun(tmp_path, *RUN, "--test", "--sample")), 120)
     assert code == 0, err
-    assert out.count("written:") == 1
+    assert out.count("written:") == 3  # the curves, the table and the pictures, once each
+    assert (tmp_path / "samples" / "C1_M1.png").exists()
     assert curves(tmp_path) == curves(two)
     assert same_end(tmp_path, two)
     assert (tmp_path / "table.csv").read_text() == (two / "table.csv").read_text()
@@ -375,6 +376,11 @@ def launched(tmp_path: Path, source: str, world: int = 2) -> int:
     path = tmp_path / "child.py"
     path.write_text("import os, sys, time\nrank = int(os.environ['RANK'])\n" + source)
     return launch.run([sys.executable, str(path), str(tmp_path)], world)
+
+
+def test_the_program_is_started_whichever_module_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/elsewhere/studies/ablations.py", "list.yaml"])
+    assert launch.python(["--config", "a"]) == [sys.executable, str(ROOT / "run.py"), "--config", "a"]
 
 
 def test_children_know_their_place(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ import csv
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from small import arguments, as_it_was, main, text
 
-import parsers
+import evaluator
 from data.episodes import Episodes
 from models.objectives import log_mean_exp
 from models.vma.vma import VMA
@@ -48,15 +49,17 @@ def test_both_estimators_estimate_the_same_likelihood(tiny_model: Callable[..., 
     index, classes = torch.tensor([[5]]), torch.zeros(1, 3, dtype=torch.int64)
     one = Episodes(pictures[:, :1], pictures[:, 1:], classes[:, :1], classes, index, classes)
     k = 6000
-    log_w = estimator.sampled_weights(model, one, ("k", 0), k)
-    log_v = estimator.address_weights(model, one, ("k", 0), k // 5)
+    m = model.remember(one.memory, ahead=True)
+    r = model.recognise(one.x, m)
+    log_w = estimator.sampled_weights(model, one, m, r, ("k", 0), k)
+    log_v = estimator.address_weights(model, one, m, r, ("k", 0), k // 5)
     assert log_w.shape == (k,) and log_v.shape == (k // 5, 3 + len(model.dummies))
     found, error = zip(*((log_mean_exp(log), (log - log_mean_exp(log)).exp().std() / len(log) ** 0.5)
                          for log in (log_w, log_v.logsumexp(1))), strict=True)  # fmt: skip
     assert max(error) < 0.1
     assert abs(found[0] - found[1]) < 4 * math.hypot(*error)
     assert torch.equal(
-        estimator.sampled_weights(model, one, ("k", 0), 7), log_w[:7]
+        estimator.sampled_weights(model, one, m, r, ("k", 0), 7), log_w[:7]
     )  # more samples, the same first ones
 
 
@@ -86,6 +89,14 @@ def test_the_estimator_study_end_to_end(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "e" / "estimator.md").read_text() in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("memory", "summed"), [("1", ["5"]), ("3", ["2"])])
+def test_only_numbers_of_samples_that_divide_are_summed(tmp_path: Path, memory: str, summed: list[str]) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    more = ["--sizes", "2,5,10", "--targets", "3", "--classes", "1", "--memory", memory, "--output", str(tmp_path)]
+    assert estimator.main([*arguments(tmp_path), *more]) == 0
+    assert [row["K"] for row in rows(tmp_path / "estimator.csv") if row["estimator"].startswith("exact")] == summed
+
+
 def test_a_wrong_estimator_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert estimator.main([*arguments(tmp_path), "--output", str(tmp_path / "e")]) == 2
     assert "vma.pt: there is no such checkpoint" in capsys.readouterr().err
@@ -108,7 +119,7 @@ def listed(folder: Path, content: str) -> Path:
 LIST = """
 config: {config}
 set: [train_spec.steps=2, "test_spec.test_params.max_batch_cls=[1]"]
-rows: {{plain: [], other K: [model.importance_num=3]}}
+rows: {{plain: [], "other: K": [model.importance_num=3]}}
 """
 
 
@@ -116,12 +127,18 @@ def test_the_ablations_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path, output = listed(tmp_path, LIST), tmp_path / "ablations"
     assert ablations.main([str(path), "--output", str(output), "--device", "cpu", "--only", "plain"]) == 0
     weights = (output / "plain" / "weights.pt").read_bytes()
-    monkeypatch.setattr(parsers, "grid_episodes", _refused_for(output / "plain"))
+    computed, real = [], evaluator.evaluate_cell
+
+    def counted(*args: Any) -> evaluator.PerTarget:
+        computed.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(evaluator, "evaluate_cell", lambda *args, processes: counted(*args))
     assert ablations.main([str(path), "--output", str(output), "--device", "cpu"]) == 0
-    assert (output / "plain" / "weights.pt").read_bytes() == weights
+    assert (output / "plain" / "weights.pt").read_bytes() == weights and len(computed) == 2  # those of the other row
     found = rows(output / "ablations.csv")
     assert [(row["row"], row["cell"]) for row in found] == [
-        ("plain", "C=1 M=1"), ("plain", "C=1 M=3"), ("other K", "C=1 M=1"), ("other K", "C=1 M=3"),
+        ("plain", "C=1 M=1"), ("plain", "C=1 M=3"), ("other: K", "C=1 M=1"), ("other: K", "C=1 M=3"),
     ]  # fmt: skip
     for row in found:
         with np.load(output / row["row"] / "results.npz") as own, np.load(output / "plain" / "results.npz") as plain:
@@ -132,25 +149,21 @@ def test_the_ablations_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert [float(row[name]) for name in ("ELBO", "difference", "difference_stderr")] == pytest.approx(
             [-bound.mean(), mean, spread], abs=1e-4
         )
-    assert "| other K |" in (output / "ablations.md").read_text()
+    assert "| other: K |" in (output / "ablations.md").read_text()
 
 
-def _refused_for(folder: Path) -> Callable[..., object]:
-    real = parsers.grid_episodes
-
-    def grid(config: object, *others: object) -> object:
-        assert not str(config.test_spec.output_file).startswith(str(folder))  # type: ignore[attr-defined]
-        return real(config, *others)  # type: ignore[arg-type]
-
-    return grid
+def test_nothing_takes_the_place_of_the_first_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, output = listed(tmp_path, LIST), tmp_path / "ablations"
+    assert ablations.main([str(path), "--output", str(output), "--only", "other: K"]) == 0
+    assert "plain, is not done" in capsys.readouterr().out and not (output / "ablations.csv").exists()
 
 
 def test_rows_of_another_test_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, output = listed(tmp_path, LIST), tmp_path / "ablations"
     assert ablations.main([str(path), "--output", str(output), "--only", "plain"]) == 0
     changed = listed(tmp_path, LIST.replace("train_spec.steps=2", "train_spec.steps=2, test_spec.targets=5"))
-    assert ablations.main([str(changed), "--output", str(output), "--only", "other K"]) == 2
-    assert "other K" in capsys.readouterr().err
+    assert ablations.main([str(changed), "--output", str(output), "--only", "other: K"]) == 2
+    assert "other: K" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

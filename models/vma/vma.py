@@ -167,7 +167,11 @@ class VMA(nn.Module):
         return features.at(rows)
 
     def _recalled(self, a: Tensor, m: Memory) -> tuple[Features, Tensor]:
-        """Features, and their rows [R] that the picked slots a [K, G, T] are; no image is encoded twice or in vain."""
+        """Features, and their rows [R] that the picked slots a [K, G, T] are.
+
+        Without features from before, a CPU encodes the distinct images that were picked; a GPU, which should not wait
+        for how many these are, one for each pick or all of them, whichever is fewer.
+        """
         rows = m.rows(a)
         if m.features is not None:
             return m.features, rows
@@ -285,7 +289,7 @@ def detached(q: Independent) -> Independent:
 
 
 def reparameterise_doubly(z: Tensor, log_w: Tensor) -> None:
-    """Weigh the gradient that reaches each z by its normalised importance weight; log q(z) holds no other gradient.
+    """Weigh the gradient that reaches each z by its normalised importance weight.
 
     The pathwise gradient of an importance-weighted bound for the parameters of q is sum_k w~_k^2 dlog w_k/dz dz/dphi in
     expectation, with less variance than through log q (Tucker et al. 2019, arXiv 1810.04152, Eq. 6).  The gradient of
@@ -293,7 +297,8 @@ def reparameterise_doubly(z: Tensor, log_w: Tensor) -> None:
 
     Args:
         z: [K, ..., Z].
-        log_w: [K, ...] log-weights, normalised over K.
+        log_w: [K, ...] log-weights whose log q(z) has no gradient of its own, to be normalised over the first dimension
+            (that of the samples, with the marginal bound that of samples and addresses).
     """
     if z.requires_grad:
         weights = log_w.detach().softmax(0).unsqueeze(-1)

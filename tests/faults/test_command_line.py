@@ -110,6 +110,35 @@ def test_another_model_is_status_2_with_the_differences(tmp_path: Path, capsys: 
     assert main(tmp_path, "--test", "train_spec.lr=1", "model.importance_num=3") == 0
 
 
+@pytest.mark.parametrize("change", ["train_spec.seed=1", "train_data.held_out_classes=4"])
+def test_other_training_classes_than_those_of_the_checkpoint_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    """Held-out classes of another seed would be classes that the model was trained on."""
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    for subset in ("held_out", "train"):
+        assert main(tmp_path, "--test", f"test_spec.subset={subset}", change) == 2
+        err = capsys.readouterr().err
+        assert change.partition("=")[0] in err and subset in err
+        assert main(tmp_path, "--test", f"test_spec.subset={subset}") == 0
+    assert main(tmp_path, "--test", change) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("test_spec.subset=held_out", "test_spec.targets=61"), "61"),
+        (("test_spec.checkpoint_path=elsewhere.pt",), "elsewhere.pt: there is no such checkpoint"),
+    ],
+)
+def test_a_test_that_cannot_run_is_refused_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, ...], said: str
+) -> None:
+    assert main(tmp_path, "--train", "--test", *change) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "vma.last.pt").exists()
+
+
 def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "other.pt"
     for state in ({"model": {"w": torch.zeros(2)}}, {"model": {}, "config": "a: [", "progress": {}}):
