@@ -181,7 +181,6 @@ def build_model(config: Config, device: torch.device) -> VMA:
             ),
             q_z=LatentPosterior(features, latent),
             side=side,
-            latent_dim=latent,
             num_dummies=model.num_dummies,
             importance_num=model.importance_num,
             objective=config.train_spec.objective,

@@ -91,7 +91,9 @@ class Floor:
         self.skips = tuple(
             part.contiguous(memory_format=torch.channels_last).requires_grad_(training) for part in skips
         )
-        self.code = torch.randn(rows.at_once, 2 * model.latent_dim, device=self.device, requires_grad=training)
+        self.code = torch.randn(
+            rows.at_once, 2 * model.p_x.code.out_features, device=self.device, requires_grad=training
+        )
         self._gradients: list[Tensor] = []
         self._work = self._step if training else self._batch
         if training:

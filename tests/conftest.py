@@ -51,7 +51,6 @@ def tiny(
         p_x=ImageLikelihood(Decoder(side, channels, 7, 2 * latent), LIKELIHOODS[likelihood], features, latent),
         q_z=LatentPosterior(features, latent),
         side=side,
-        latent_dim=latent,
         num_dummies=dummies,
         importance_num=importance_num,
         objective=objective,

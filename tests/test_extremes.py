@@ -149,7 +149,7 @@ def test_both_bounds_stay_below_the_evidence_however_large_the_memory(m: int) ->
     x, memory = linear_targets(200, m)
     remembered = model.remember(memory)
     recognised = model.recognise(x, remembered)
-    whole = (evidence(model, x, memory) + remembered.p_a.logits[0].unsqueeze(1)).logsumexp(0)
+    whole = (evidence(model, x, memory) + remembered.p_a.logits[0].T).logsumexp(0)
     sampled = log_mean_exp(model.importance_samples(x, remembered, recognised, StepNoise("cpu", m), 4).log_w)[0]
     every = model.every_address(x, remembered, recognised, StepNoise("cpu", m, "every"), 4)
     summed = marginal(every.log_joint_over_q_z.unflatten(0, (4, -1)), recognised.q_a.logits.permute(2, 0, 1))[0]
@@ -217,7 +217,7 @@ def test_with_many_samples_both_objectives_give_the_gradient_of_the_evidence() -
     model.q_z.normal.parameters_of.bias[2:] += 0.2
     x, memory = linear_targets(1, 3)
     weight: Tensor = model.p_x.network.image.weight.requires_grad_()  # type: ignore[union-attr,assignment]
-    p_a = model.remember(memory).p_a.logits[0].unsqueeze(1)
+    p_a = model.remember(memory).p_a.logits[0].T
     log_p_x = (evidence(model, x, memory) + p_a).logsumexp(0).sum()
     (truth,) = torch.autograd.grad(log_p_x, weight)
     for objective in ("vimco", "marginal"):

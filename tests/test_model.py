@@ -510,7 +510,6 @@ def linear_gaussian() -> VMA:
         p_x=ImageLikelihood(LinearDecoder(), normal_image, PIXELS, LATENT),
         q_z=LatentPosterior(PIXELS, LATENT),
         side=SIDE,
-        latent_dim=LATENT,
         num_dummies=2,
         importance_num=1,
         objective="marginal",
@@ -570,13 +569,13 @@ def test_with_the_exact_posterior_of_z_one_sample_gives_the_evidence() -> None:
     m = model.remember(memory)
     r = model.recognise(x, m)
 
-    whole = (log_p_x + m.p_a.logits[0].unsqueeze(1)).logsumexp(0)
+    whole = (log_p_x + m.p_a.logits[0].T).logsumexp(0)
     bound = model.loss(episodes(x, memory), StepNoise("cpu", "z"))[1]["bound"][0]
     torch.testing.assert_close(bound, whole, rtol=0, atol=1e-10)
 
     s = model.importance_samples(x, m, r, StepNoise("cpu", "z and a"), 20)
     at = s.a[:, 0]
-    expected = log_p_x.gather(0, at) + m.p_a.logits[0][at] - r.q_a.logits[0].T.gather(0, at)
+    expected = log_p_x.gather(0, at) + m.p_a.logits[0, 0][at] - r.q_a.logits[0].T.gather(0, at)
     torch.testing.assert_close(s.log_w[:, 0], expected, rtol=0, atol=1e-10)
 
 
@@ -590,7 +589,7 @@ def test_bound_converges_to_the_evidence_from_below(path: str) -> None:
     posterior.bias[LATENT:] += 0.5  # wider than the true one, so that weights have a variance
     m = model.remember(memory)
     r = model.recognise(x, m)
-    whole = (evidence(model, x, memory) + m.p_a.logits[0].unsqueeze(1)).logsumexp(0)
+    whole = (evidence(model, x, memory) + m.p_a.logits[0].T).logsumexp(0)
     gaps = []
     for k in (1, 4, 16, 64, 256):
         noise = StepNoise("cpu", "linear", path, k)

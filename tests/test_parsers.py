@@ -274,7 +274,7 @@ def test_every_size_of_the_model_is_read(tmp_path: Path, override: str) -> None:
 def test_the_model_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     plain = parsers.build_model(config(tmp_path), CPU)
     assert isinstance(plain.p_a, UniformAddressPrior)
-    assert (plain.importance_num, plain.objective, plain.latent_dim) == (2, "vimco", 4)
+    assert (plain.importance_num, plain.objective, plain.p_x.code.out_features) == (2, "vimco", 4)
     other = parsers.build_model(
         config(tmp_path, "model.address_prior=learned", "model.importance_num=7", "train_spec.objective=marginal"), CPU
     )

@@ -14,8 +14,8 @@ class UniformAddressPrior(nn.Module):
     """p(a|M) = 1/S, as published."""
 
     def forward(self, keys: Tensor) -> Categorical:
-        """Keys of the slots [G, S, D] -> Categorical with logits [G, S]."""
-        return Categorical(logits=keys.new_zeros(keys.shape[:2]))
+        """Keys of the slots [G, S, D] -> Categorical with logits [G, 1, S], the same for all targets of a memory."""
+        return Categorical(logits=keys.new_zeros(len(keys), 1, keys.shape[1]))
 
 
 class LearnedAddressPrior(nn.Module):
@@ -26,10 +26,10 @@ class LearnedAddressPrior(nn.Module):
         self.dummy_logits = nn.Parameter(torch.zeros(dummies))
 
     def forward(self, keys: Tensor) -> Categorical:
-        """Keys of the slots [G, S, D] -> Categorical with logits [G, S]."""
+        """Keys of the slots [G, S, D] -> Categorical with logits [G, 1, S], the same for all targets of a memory."""
         g, s, _ = keys.shape
         images = self.dummy_logits.new_zeros(s - len(self.dummy_logits))
-        return Categorical(logits=torch.cat([images, self.dummy_logits]).expand(g, s))
+        return Categorical(logits=torch.cat([images, self.dummy_logits]).expand(g, 1, s))
 
 
 class LatentPrior(nn.Module):

@@ -60,14 +60,13 @@ class Memory:
     images: Tensor  # [N, H, W]
     slots: Tensor  # [G, S]
     keys: Tensor  # [G, S, matching]
-    p_a: Categorical  # logits [G, S]
+    p_a: Categorical  # logits [G, 1, S]
     features: Features | None  # N rows, where they were wanted ahead
 
     def rows(self, a: Tensor) -> Tensor:
         """The rows [R] of the picked slots a [K, G, T]."""
-        g, s = self.slots.shape
-        first = s * torch.arange(g, device=a.device).unsqueeze(1)  # [G, 1]
-        return self.slots.flatten()[(a + first).flatten()]
+        group = torch.arange(len(self.slots), device=a.device).unsqueeze(1)  # [G, 1]
+        return self.slots[group, a].flatten()
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,11 @@ def pick(q: Categorical, uniform: Tensor) -> Tensor:
     return (uniform.unsqueeze(-1) * total[..., -1:] >= total[..., :-1]).sum(-1)
 
 
+def draw(q: Independent, noise: Noise) -> Tensor:
+    """A sample of a diagonal Normal, through which the gradient of its parameters goes."""
+    return q.mean + q.stddev * noise.normal(*q.batch_shape, *q.event_shape)
+
+
 class VMA(nn.Module):
     """The model, from networks that are arguments; `importance_num` is K, `objective` is vimco or marginal.
 
@@ -128,7 +132,6 @@ class VMA(nn.Module):
         q_z: LatentPosterior,
         *,
         side: int,
-        latent_dim: int,
         num_dummies: int,
         importance_num: int,
         objective: str,
@@ -140,8 +143,7 @@ class VMA(nn.Module):
         self.q_a, self.q_z = AddressPosterior(), q_z
         # Small noise: dummies that start equal have equal gradients and never separate.
         self.dummies = nn.Parameter(0.1 * torch.rand(num_dummies, side, side))
-        self.latent_dim, self.importance_num = latent_dim, importance_num
-        self.objective, self.doubly = objective, doubly
+        self.importance_num, self.objective, self.doubly = importance_num, objective, doubly
 
     def remember(self, memory: Tensor, ahead: bool = False) -> Memory:
         """Embed memories [G, M, H, W] and the dummies once; M may be 0.
@@ -200,14 +202,13 @@ class VMA(nn.Module):
         features, rows = self._recalled(a, m)
         vector = features.vector.index_select(0, rows).view(*a.shape, -1)
         p_z, q_z = self.p_z(vector), self.q_z(r.x, vector)
-        z = q_z.mean + q_z.stddev * noise.normal(*a.shape, self.latent_dim)  # [K, G, T, Z]
-        slot_logits = m.p_a.logits.unsqueeze(1)  # [G, 1, S]
+        z = draw(q_z, noise)  # [K, G, T, Z]
         return Samples(
             a=a,
             z=z,
             log_p_x=self._log_likelihood(x, z, features, rows),
             log_p_z=p_z.log_prob(z),
-            log_p_a=Categorical(logits=slot_logits).log_prob(a),
+            log_p_a=m.p_a.log_prob(a),
             log_q_z=(detached(q_z) if self.doubly else q_z).log_prob(z),
             log_q_a=r.q_a.log_prob(a),
         )
@@ -265,10 +266,9 @@ class VMA(nn.Module):
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, Tensor]:
         """n samples of p(x|M) for each memory [G, M, H, W]: image means [n, G, H, W] and addresses [n, G]."""
         m = self.remember(memory)
-        a = pick(m.p_a, noise.uniform(n, len(memory))).unsqueeze(2)  # [n, G, 1]
+        a = pick(m.p_a, noise.uniform(n, len(memory), 1))  # [n, G, 1]
         m_a = self.features_at(a, m)
-        p_z = self.p_z(m_a.vector.view(*a.shape, -1))
-        z = p_z.mean + p_z.stddev * noise.normal(*a.shape, self.latent_dim)
+        z = draw(self.p_z(m_a.vector.view(*a.shape, -1)), noise)
         return self.p_x(z, m_a).mean.squeeze(2), a.squeeze(2)
 
     @torch.no_grad()
@@ -278,8 +278,7 @@ class VMA(nn.Module):
         r = self.recognise(x, m)
         a = pick(r.q_a, noise.uniform(1, *x.shape[:2]))
         m_a = self.features_at(a, m)
-        q_z = self.q_z(r.x, m_a.vector.view(*a.shape, -1))
-        z = q_z.mean + q_z.stddev * noise.normal(*a.shape, self.latent_dim)
+        z = draw(self.q_z(r.x, m_a.vector.view(*a.shape, -1)), noise)
         return self.p_x(z, m_a).mean.squeeze(0), a.squeeze(0)
 
 
@@ -307,8 +306,7 @@ def reparameterise_doubly(z: Tensor, log_w: Tensor) -> None:
 
 def kl_a(m: Memory, r: Recognition) -> Tensor:
     """KL(q(a|M,x) || p(a|M)) in closed form, [G, T], nats."""
-    p_a = Categorical(logits=m.p_a.logits.unsqueeze(1).expand_as(r.q_a.logits))
-    return kl_divergence(r.q_a, p_a)
+    return kl_divergence(r.q_a, m.p_a)
 
 
 def address_accuracy(r: Recognition, episodes: EpisodeBatch) -> Tensor:
