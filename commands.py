@@ -89,7 +89,8 @@ class Run:
             if state is not None:
                 trainer.resume(state)
                 self._say(f"resuming {path} at step {trainer.progress.step}")
-            journal = self._journal(trainer.progress.step or None) if main else Journal(None, None, None)
+            with self.stop.deferred():  # it imports TensorBoard
+                journal = self._journal(trainer.progress.step or None) if main else Journal(None, None, None)
             try:
                 trainer.fit(journal)
             except (Stopped, NonFiniteError):

@@ -1,7 +1,9 @@
 """SIGINT and SIGTERM as requests to stop."""
 
+import contextlib
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -22,7 +24,8 @@ class StopRequest:
     """Turns a signal into `Stopped`, at once or, while deferred, at the next `check`; a second one acts at once."""
 
     def __init__(self) -> None:
-        self._deferred = False
+        self._deferred = self._over = False
+        self._farewell: Callable[[Stopped], None] | None = None
         self._received: int | None = None
 
     def install(self) -> None:
@@ -31,6 +34,12 @@ class StopRequest:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._over:
+            return
+        if self._farewell is not None:
+            with contextlib.suppress(RuntimeError, OSError):  # it may have come in the middle of a line that is written
+                self._farewell(Stopped(number))
+            os._exit(128 + number)
         again, self._received = self._received is not None, number
         if again:
             raise StoppedAtOnce(number)
@@ -40,12 +49,24 @@ class StopRequest:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Within, a first signal waits for `check`, which also stands at the end."""
-        self._deferred = True
+        outer, self._deferred = self._deferred, True
         try:
             yield
-            self.check()
         finally:
-            self._deferred = False
+            self._deferred = outer
+        self.check()
+
+    @contextmanager
+    def leaving(self, farewell: Callable[[Stopped], None]) -> Iterator[None]:
+        """Within, where nothing is at stake yet, a signal ends the process on the spot, after a `farewell`.
+
+        It is for imports: one that an exception interrupts may end in any way.
+        """
+        self._farewell = farewell
+        try:
+            yield
+        finally:
+            self._farewell = None
 
     @property
     def received(self) -> int:
@@ -59,5 +80,6 @@ class StopRequest:
 
     def over(self) -> None:
         """All is saved that should be: pass over further signals on the way out."""
+        self._over = True
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)

@@ -74,6 +74,11 @@ class Journal:
             board, layout = self._board, "HW" if image.ndim == 2 else "HWC"
             self._attempt(lambda: board.add_image(name, image, step, dataformats=layout))
 
+    def flush(self) -> None:
+        """Have all on the disk, before a state is saved that will not write it again."""
+        if self._board is not None:
+            self._attempt(self._board.flush)
+
     def close(self) -> None:
         if self._board is not None:
             self._attempt(self._board.close)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
@@ -27,8 +27,11 @@ def run(command: Sequence[str], world: int) -> int:
 
     SIGINT and SIGTERM are passed on; the processes have sessions of their own, so a terminal's Ctrl-C comes once.
     """
-    port = _free_port()
-    places = [_environment(rank, world, port) for rank in range(world)]
+    with _port() as port:
+        return _run(command, [_environment(rank, world, port) for rank in range(world)])
+
+
+def _run(command: Sequence[str], places: Sequence[dict[str, str]]) -> int:
     processes = [
         subprocess.Popen(command, env=place, start_new_session=True, preexec_fn=_end_with_parent) for place in places
     ]
@@ -56,8 +59,13 @@ def _end_with_parent() -> None:
 
 def _wait(processes: Sequence[Process]) -> int:
     """The first exit status that is not 0, when all have ended or their time is up."""
-    while not (status := _first_failure(processes)) and _some_run(processes):
+    running, status = True, 0
+    while running and not status:
         time.sleep(0.05)
+        running, status = (
+            _some_run(processes),
+            _first_failure(processes),
+        )  # in this order: a last one may just have failed
     _give_time(QUIET, processes)  # most know by themselves that one is missing
     for process in processes:
         process.terminate()
@@ -89,10 +97,13 @@ def _environment(rank: int, world: int, port: int) -> dict[str, str]:
     return {**os.environ, **threads, **{name: str(value) for name, value in place.items()}}
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+@contextlib.contextmanager
+def _port() -> Iterator[int]:
+    """A port that is kept from other programs, and at which one that shares addresses, as PyTorch does, may listen."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 def python(arguments: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ Messages between processes go over gloo on the CPU, whatever the gradients take,
 interrupted when a process ends.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,7 +86,8 @@ class Processes:
         try:
             result = action()
         except BaseException as error:
-            dist.broadcast_object_list([(False, status_of(error))])
+            with contextlib.suppress(RuntimeError):  # the others have failed too; this one's reason is the one to tell
+                dist.broadcast_object_list([(False, status_of(error))])
             raise
         with self.watched():
             dist.broadcast_object_list([(True, result)])

@@ -1,6 +1,7 @@
 """The command line: parse arguments, load the configuration, call."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -58,9 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = StopRequest()
-    stop.install()
     try:
-        return execute(args, given, stop)
+        stop.install()
+        status = execute(args, given, stop)
+        stop.over()
+        return status
     except (UserError, Stopped, PeerFailedError, PeerLostError, OSError, ArithmeticError, MemoryError) as error:
         stop.over()
         report(error, given)
@@ -93,7 +96,8 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     Raises UserError, Stopped, PeerFailedError, PeerLostError, OSError, MemoryError and NonFiniteError, each with a
     message for the user.
     """
-    import config as configuration
+    with stop.leaving(lambda stopped: report(stopped, given)):
+        import config as configuration
 
     roots = [
         f"{part}.root={json.dumps(args.root, ensure_ascii=False)}"
@@ -102,7 +106,7 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     ]
     config = configuration.load(args.config, [*roots, *args.overrides])
 
-    with stop.deferred():  # an import that is interrupted may end in any way
+    with stop.leaving(lambda stopped: report(stopped, given)):
         import commands  # and with it torch, which takes seconds
 
     run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)
@@ -131,5 +135,13 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     return 0
 
 
+def leave(status: int) -> NoReturn:
+    """End without waiting for threads that import or write, which Python does not stop in order."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -176,13 +176,13 @@ class Trainer:
             except StoppedAtOnce:
                 raise
             except Stopped:
-                self.save_state()
+                self._save(journal)
                 raise
 
     def _loop(self, journal: Journal, bar: tqdm) -> None:
         plan, progress = self.plan, self.progress
         if not self.state_path.exists():
-            self.save_state()  # so that weights never stand without the state of their run
+            self._save(journal)  # so that weights never stand without the state of their run
         reported, since = progress.step, time.monotonic()
         while progress.step < plan.steps:
             since += self._pause(journal)
@@ -196,7 +196,7 @@ class Trainer:
         self._pause(journal)
         if self.validation is None:
             self.save_weights()
-        self.save_state()
+        self._save(journal)
 
     def _pause(self, journal: Journal) -> float:
         """Look and save, where that is due; the seconds it took."""
@@ -206,8 +206,12 @@ class Trainer:
             self._look(journal)
             validated = self.validation is not None
         if (validated or (step and step % plan.save_every == 0)) and step < plan.steps:
-            self.save_state()  # after a validation too, whose row must not be written twice
+            self._save(journal)  # after a validation too, whose row must not be written twice
         return time.monotonic() - started
+
+    def _save(self, journal: Journal) -> None:
+        journal.flush()
+        self.save_state()
 
     def _check_stop(self) -> None:
         """Raise Stopped, in all processes at the same point, if a signal came to one."""

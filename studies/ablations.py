@@ -179,4 +179,4 @@ def markdown(rows: Sequence[Mapping[str, str | int | float]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run.leave(main())

@@ -29,7 +29,7 @@ from interrupts import Stopped, StopRequest
 from models.vma.vma import VMA, Memory, Recognition
 from randomness import TargetNoise
 from reports import comma_separated, png
-from run import Parser, device
+from run import Parser, device, leave
 
 SIZES = (1, 10, 100, 1000, 5000)
 COLUMNS = ("estimator", "K", "decodes", "ELBO", "stderr", "gap", "gap_stderr", "targets")
@@ -224,4 +224,4 @@ def draw(rows: Sequence[Row], cell: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

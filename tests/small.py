@@ -134,7 +134,37 @@ def start_together(world: int, *command: str) -> subprocess.Popen[str]:
     return start("-c", _TOGETHER, str(world), *command)
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str, str]:
+_NAPPING = """\
+import os, sys, time
+import interrupts, run
+from data.episodes import EpisodeLoader
+
+at, handle, heard = EpisodeLoader.at, interrupts.StopRequest._handle, []
+
+def hear(stop, number, frame):
+    heard.append(number)
+    open({folder!r} + "/heard", "w").close()
+    handle(stop, number, frame)
+
+def asked(loader, step):
+    while step == {step} and loader._split == "train" and (not heard or {for_ever}):
+        time.sleep(0.01)
+    return at(loader, step)
+
+interrupts.StopRequest._handle, EpisodeLoader.at = hear, asked
+run.leave(run.main())
+"""
+
+
+def napping(folder: Path, step: int, *more: str, for_ever: bool = False) -> list[str]:
+    """The program, which waits before `step` of its training for a signal (`heard` says that one came), or for ever."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / "napping.py"
+    program.write_text(_NAPPING.format(folder=str(folder), step=step, for_ever=for_ever))
+    return [str(program), *arguments(folder, *more)]
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 180) -> tuple[int, str, str]:
     """Exit status, stdout, stderr."""
     try:
         out, err = process.communicate(timeout=seconds)
@@ -147,8 +177,11 @@ def finish(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, st
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
     """Until `condition` holds; AssertionError where `process` ends before."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None:
+    while True:
+        ended = process.poll() is not None  # before the condition, which the process may have met at last
+        if condition():
+            return
+        if ended:
             raise AssertionError(f"ended with {process.returncode}: {process.communicate()[1]}")
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.01)

@@ -213,10 +213,10 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.yaml"
     with path.open("wb") as file:
         file.truncate(10**12)  # sparse; reading it whole would fail
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ConfigError, match="larger than"):
         config.load(path)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_byte_order_mark_is_no_trouble(tmp_path: Path) -> None:

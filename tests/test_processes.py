@@ -12,7 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import ROOT, arguments, board, curves, finish, logged, rows, same_end, start, start_together, wait_for
+from small import (
+    ROOT,
+    arguments,
+    board,
+    curves,
+    finish,
+    logged,
+    napping,
+    rows,
+    same_end,
+    start,
+    start_together,
+    wait_for,
+)
 
 import checkpoints
 import launch
@@ -29,14 +42,30 @@ RUN = (
 
 def run(folder: Path, world: int, *more: str) -> tuple[int, str, str]:
     folder.mkdir(exist_ok=True)
-    return finish(start_together(world, "run.py", *arguments(folder, *more)), 90)
+    return finish(start_together(world, "run.py", *arguments(folder, *more)))
 
 
 def script(folder: Path, source: str, *more: str) -> list[str]:
     """A program that does something to this process first, and then what run.py does."""
     path = folder / "broken.py"
-    path.write_text(f"import os, sys\nimport run\nrank = int(os.environ['RANK'])\n{source}\nsys.exit(run.main())\n")
+    path.write_text(f"{_BROKEN}\n{source}\nrun.leave(run.main())\n")
     return [str(path), *arguments(folder, *more)]
+
+
+_BROKEN = """
+import os, sys, time
+from pathlib import Path
+import run
+rank = int(os.environ["RANK"])
+
+def fault():
+    Path(__file__).with_name("fault").write_text(str(time.monotonic()))
+"""
+
+
+def since_the_fault(folder: Path) -> float:
+    """Seconds since a script called `fault`, by the clock that all processes share."""
+    return time.monotonic() - float((folder / "fault").read_text())
 
 
 # --- the same numbers -------------------------------------------------------------------------------------------------
@@ -172,6 +201,8 @@ from models.vma.vma import VMA
 loss, calls = VMA.loss, []
 def broken(model, *args):
     calls.append(1)
+    if rank == 1 and len(calls) == 5:
+        fault()
     value, metrics = loss(model, *args)
     return (value * float("nan") if rank == 1 and len(calls) == 5 else value), metrics
 VMA.loss = broken
@@ -179,9 +210,8 @@ VMA.loss = broken
 
 
 def test_a_loss_that_is_not_finite_on_one_stops_all(tmp_path: Path) -> None:
-    began = time.monotonic()
     code, _, err = finish(start_together(2, *script(tmp_path, NAN_ON_ONE, *RUN)))
-    assert code == 1 and time.monotonic() - began < 30
+    assert code == 1 and since_the_fault(tmp_path) < 30
     assert "process 1: NonFiniteError: step 4 is not finite in process 1 of 2: loss nan" in err
     assert err.count("replay that step alone with: python run.py") == 1
     assert "Traceback" not in err
@@ -199,6 +229,7 @@ if rank == 0:
     save = trainer.Trainer.save_state
     def limited(self, *args):
         if self.progress.step >= 6:
+            fault()
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         save(self, *args)
     trainer.Trainer.save_state = limited
@@ -207,9 +238,8 @@ if rank == 0:
 
 @pytest.mark.slow
 def test_a_full_disk_in_the_process_that_writes_stops_all(tmp_path: Path) -> None:
-    began = time.monotonic()
     code, _, err = finish(start_together(2, *script(tmp_path, FULL_DISK, *RUN)))
-    assert code == 1 and time.monotonic() - began < 30
+    assert code == 1 and since_the_fault(tmp_path) < 30
     assert "cannot write" in err and "vma.last.pt" in err
     assert "Traceback" not in err
     assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] <= 6
@@ -219,7 +249,7 @@ def test_a_full_disk_in_the_process_that_writes_stops_all(tmp_path: Path) -> Non
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
 )
 def test_a_signal_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two: Path, number: signal.Signals) -> None:
-    process = start_together(2, "run.py", *arguments(tmp_path, *RUN))
+    process = start_together(2, *napping(tmp_path, 4, *RUN))
     wait_for(logged(tmp_path, 4), process)
     began = time.monotonic()
     process.send_signal(number)
@@ -237,6 +267,7 @@ from data.episodes import EpisodeLoader
 at = EpisodeLoader.at
 def asked(loader, step):
     if rank == 1 and step == 5 and loader._split == "train":
+        fault()
         os.kill(os.getpid(), signal.SIGTERM)
     return at(loader, step)
 EpisodeLoader.at = asked
@@ -245,9 +276,8 @@ EpisodeLoader.at = asked
 
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all(tmp_path: Path) -> None:
-    began = time.monotonic()
     code, _, err = finish(start_together(2, *script(tmp_path, SIGNAL_TO_ONE, *RUN)))
-    assert code == 143 and time.monotonic() - began < 30
+    assert code == 143 and since_the_fault(tmp_path) < 30
     assert err.count("stopped by SIGTERM; resume with") == 1 and "Traceback" not in err
     assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 6
 
@@ -258,6 +288,7 @@ from data.episodes import EpisodeLoader
 at = EpisodeLoader.at
 def asked(loader, step):
     if rank == {rank} and step == 5 and loader._split == "train":
+        fault()
         os.kill(os.getpid(), signal.SIGKILL)
     return at(loader, step)
 if not os.environ.get("SPARE"):
@@ -268,9 +299,8 @@ if not os.environ.get("SPARE"):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_kill_9_of_one_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two: Path, rank: int) -> None:
-    began = time.monotonic()
     code, _, err = finish(start_together(2, *script(tmp_path, KILLED.format(rank=rank), *RUN)))
-    assert code in (137, 1) and time.monotonic() - began < 30
+    assert code in (137, 1) and since_the_fault(tmp_path) < 30
     assert "another process of this run has ended" in err and "Traceback" not in err
     assert run(tmp_path, 2, *RUN)[0] == 0
     assert curves(tmp_path) == curves(two)
@@ -286,27 +316,35 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 @pytest.mark.timeout(600)
 def test_two_processes_killed_at_many_moments_go_on_exactly(tmp_path: Path) -> None:
     """One or the other, half of the time while a file is written: as soon as its temporary name is seen."""
-    always = (*RUN, "train_spec.steps=80", "train_data.iter=20", "train_spec.save_every=2")
+    always = (*RUN, "train_data.iter=20", "train_spec.save_every=2")
     numbers, killed = random.Random(1), 0
     for attempt in range(4):
-        process = start_together(2, "run.py", *arguments(tmp_path, *always))
+        process = start_together(2, "run.py", *arguments(tmp_path, *always, "train_spec.steps=100000"))
         wait_for(lambda: (tmp_path / "vma.last.pt").exists(), process)
-        seen = set(tmp_path.glob(".vma.*.part"))
+        seen = set(tmp_path.glob(".vma.last.pt.*.part"))
         if attempt % 2:
             time.sleep(numbers.uniform(3, 6))
         else:
-            wait_for(lambda seen=seen: bool(set(tmp_path.glob(".vma.*.part")) - seen), process)  # type: ignore[misc]
+            wait_for(lambda seen=seen: bool(set(tmp_path.glob(".vma.last.pt.*.part")) - seen), process)  # type: ignore[misc]
         if found := children(process):
             os.kill(found[attempt // 2 % 2], signal.SIGKILL)
             killed += 1
         code, _, err = finish(process)
-        assert code in (0, 1, 137) and "Traceback" not in err
+        assert code in (1, 137) and "Traceback" not in err
         checkpoints.load(tmp_path / "vma.last.pt")
-    assert killed >= 3
-    assert run(tmp_path, 2, *always)[0] == 0
-    assert run(tmp_path / "whole", 2, *always)[0] == 0
+    assert killed == 4
+    steps = f"train_spec.steps={checkpoints.load(tmp_path / 'vma.last.pt')['progress']['step'] + 10}"
+    assert run(tmp_path, 2, *always, steps)[0] == 0
+    assert run(tmp_path / "whole", 2, *always, steps)[0] == 0
     assert curves(tmp_path) == curves(tmp_path / "whole")
     assert same_end(tmp_path, tmp_path / "whole")
+
+
+def lives(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # of one that has ended it is empty
+    except OSError:
+        return False
 
 
 @pytest.mark.slow
@@ -317,7 +355,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in orphans):
+    while any(lives(pid) for pid in orphans):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert len(orphans) == 2
@@ -333,7 +371,7 @@ def torchrun(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_torchrun_trains_and_tests(tmp_path: Path, two: Path) -> None:
-    code, out, err = finish(start(*torchrun(tmp_path, *RUN, "--test", "--sample")), 120)
+    code, out, err = finish(start(*torchrun(tmp_path, *RUN, "--test", "--sample")))
     assert code == 0, err
     assert out.count("written:") == 3  # the curves, the table and the pictures, once each
     assert (tmp_path / "samples" / "C1_M1.png").exists()
@@ -345,7 +383,9 @@ def test_torchrun_trains_and_tests(tmp_path: Path, two: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_torchrun_passes_signals_on(tmp_path: Path, two: Path, number: signal.Signals) -> None:
-    process = start(*torchrun(tmp_path, *RUN))
+    command = torchrun(tmp_path, *RUN)
+    command[command.index("run.py") :] = napping(tmp_path, 4, *RUN)
+    process = start(*command)
     wait_for(logged(tmp_path, 4), process)
     began = time.monotonic()
     process.send_signal(number)
@@ -361,9 +401,8 @@ def test_torchrun_passes_signals_on(tmp_path: Path, two: Path, number: signal.Si
 def test_torchrun_ends_all_when_one_is_killed(tmp_path: Path, two: Path) -> None:
     command = torchrun(tmp_path, *RUN)
     command[command.index("run.py") :] = script(tmp_path, KILLED.format(rank=1), *RUN)
-    began = time.monotonic()
     code, _, _ = finish(start(*command))
-    assert code == 1 and time.monotonic() - began < 40
+    assert code == 1 and since_the_fault(tmp_path) < 30
     assert run(tmp_path, 2, *RUN)[0] == 0
     assert curves(tmp_path) == curves(two)
     assert same_end(tmp_path, two)

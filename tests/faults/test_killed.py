@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import board, curves, finish, logged, main, same_end, start_program, wait_for
+from small import board, curves, finish, logged, main, napping, same_end, start, start_program, wait_for
 
 import checkpoints
 
@@ -41,7 +41,7 @@ def loads(folder: Path) -> None:
     "step", [pytest.param(2, marks=pytest.mark.slow), 12, pytest.param(16, marks=pytest.mark.slow)]
 )
 def test_a_killed_training_goes_on(tmp_path: Path, whole: Path, step: int) -> None:
-    process = start_program(tmp_path, "--train", *RUN)
+    process = start(*napping(tmp_path, step, "--train", *RUN, for_ever=True))
     wait_for(logged(tmp_path, step), process)
     process.kill()
     assert finish(process)[0] == -9
@@ -53,28 +53,23 @@ def test_a_killed_training_goes_on(tmp_path: Path, whole: Path, step: int) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_training_killed_at_twenty_moments_goes_on(tmp_path: Path, whole: Path) -> None:
-    """Half of the moments are while a file is written: as soon as its temporary name is seen."""
+    """Half of the moments are while the state is written: as soon as its temporary name is seen."""
     numbers = random.Random(0)
-    killed = 0
-    always = ("train_spec.steps=400", "train_data.iter=20", "train_spec.save_every=2")
+    always = ("train_data.iter=20", "train_spec.save_every=2")
     for attempt in range(20):
-        process = start_program(tmp_path, "--train", *always)
-        try:
-            wait_for(lambda: (tmp_path / "vma.resolved.yaml").exists(), process)
-            if attempt % 2:
-                time.sleep(numbers.uniform(2, 7))
-            else:
-                partial = set(tmp_path.glob(".vma.*.part"))
-                wait_for(lambda seen=partial: bool(set(tmp_path.glob(".vma.*.part")) - seen), process)  # type: ignore[misc]
-        except AssertionError:
-            break  # it was done
+        process = start_program(tmp_path, "--train", "train_spec.steps=100000", *always)
+        wait_for(lambda: (tmp_path / "vma.resolved.yaml").exists(), process)
+        if attempt % 2:
+            time.sleep(numbers.uniform(2, 7))
+        else:
+            partial = set(tmp_path.glob(".vma.last.pt.*.part"))
+            wait_for(lambda seen=partial: bool(set(tmp_path.glob(".vma.last.pt.*.part")) - seen), process)  # type: ignore[misc]
         process.kill()
-        finish(process)
-        killed += 1
+        assert finish(process)[0] == -9
         loads(tmp_path)
-    assert killed >= 10
-    assert main(tmp_path, "--train", *always) == 0
-    assert main(tmp_path / "whole", "--train", *always) == 0
+    steps = f"train_spec.steps={checkpoints.load(tmp_path / 'vma.last.pt')['progress']['step'] + 10}"
+    assert main(tmp_path, "--train", steps, *always) == 0
+    assert main(tmp_path / "whole", "--train", steps, *always) == 0
     assert_the_same(tmp_path, tmp_path / "whole")
 
 

@@ -46,7 +46,7 @@ def save(*args):
     return real(*args)
 
 real, checkpoints.save = checkpoints.save, save
-sys.exit(run.main(sys.argv[3:]))
+run.leave(run.main(sys.argv[3:]))
 """
 
 RUN = ("train_spec.steps=12", "train_spec.save_every=2")
@@ -99,7 +99,7 @@ def at(loader, step):
     return real(loader, step)
 
 EpisodeLoader.at = at
-sys.exit(run.main(sys.argv[2:]))
+run.leave(run.main(sys.argv[2:]))
 """
 
 

@@ -16,7 +16,7 @@ import commands, run
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 300_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-sys.exit(run.main(sys.argv[1:]))
+run.leave(run.main(sys.argv[1:]))
 """
 
 
