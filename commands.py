@@ -338,24 +338,26 @@ class Table:
     def open(self) -> list[tuple[int, int]]:
         """Take up the cells that an earlier run finished; the others, which are to do.  Raises OSError.
 
-        A table of other weights or another test is not written over: its files get another name.
+        A table of other weights or another test is kept under another name before it is written over.
         """
         if self._ledger.foreign:
-            self._set_aside()
+            self._keep_the_other()
         resolved = configuration.dump(self._config).encode()
         checkpoints.write_atomically(self._output.with_suffix(".resolved.yaml"), resolved)
         if self._rows():
             self._write()
         return [(c, m) for c, m in self._grid.cells if self._ledger.get(parsers.cell_name(c, m)) is None]
 
-    def _set_aside(self) -> None:
+    def _keep_the_other(self) -> None:
         stem = self._output.with_suffix("")
         free = next(n for n in itertools.count(1) if not Path(f"{stem}.before-{n}.npz").exists())
         for suffix in (".csv", ".md", ".png", ".resolved.yaml", ".npz"):
             with contextlib.suppress(FileNotFoundError):
-                Path(f"{stem}{suffix}").replace(f"{stem}.before-{free}{suffix}")
+                checkpoints.write_atomically(
+                    Path(f"{stem}.before-{free}{suffix}"), Path(f"{stem}{suffix}").read_bytes()
+                )
         _log.warning(
-            "%s holds cells of other weights or another test; that table is now %s.before-%d.*",
+            "%s holds cells of other weights or another test; that table is kept as %s.before-%d.*",
             self._ledger.path, stem, free,
         )  # fmt: skip
 

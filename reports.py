@@ -172,9 +172,10 @@ def curves(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
         for part, line in (("train", "-"), ("validation", "o-")):
             of = [row for row in rows if row["part"] == part and row["step"] >= _BEGINNING * last]
             for number, (name, sign) in enumerate(quantities):
+                has = [row for row in of if name in row]
                 axis.plot(
-                    [row["step"] * config.train_data.batch_size for row in of],
-                    [sign * row[name] for row in of],
+                    [row["step"] * config.train_data.batch_size for row in has],
+                    [sign * row[name] for row in has],
                     line,
                     color=f"C{number * 2 + (part == 'validation')}",
                     markersize=3,

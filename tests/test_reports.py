@@ -173,7 +173,7 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(accuracy.lines) == 2
 
 
-@pytest.mark.parametrize("content", ["", "no JSON", "{}", '{"part": "train", "step": 3}', "[1]"])
+@pytest.mark.parametrize("content", ["", "no JSON", "{}", '{"part": "train", "step": 3, "bound": null}', "[1]"])
 def test_a_log_that_cannot_be_drawn_does_not_end_a_training(
     tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
