@@ -14,14 +14,14 @@ from pathlib import Path
 import commands, run
 
 pages = int(Path("/proc/self/statm").read_text().split()[0])
-limit = pages * resource.getpagesize() + 300_000_000
+limit = pages * resource.getpagesize() + 1_500_000_000  # enough for all but the one tensor that is far too large
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 run.leave(run.main(sys.argv[1:]))
 """
 
 
 @pytest.mark.parametrize(
-    "large", ["train_data.batch_size=80000", pytest.param("model.importance_num=50000", marks=pytest.mark.slow)]
+    "large", ["train_data.batch_size=800000", pytest.param("model.importance_num=20000", marks=pytest.mark.slow)]
 )
 def test_too_large_a_step_for_the_memory_names_the_keys_to_lower(tmp_path: Path, large: str) -> None:
     status, _, err = finish(start("-c", _LITTLE_MEMORY, *arguments(tmp_path, "--train", large)))
