@@ -62,10 +62,8 @@ def _wait(processes: Sequence[Process]) -> int:
     running, status = True, 0
     while running and not status:
         time.sleep(0.05)
-        running, status = (
-            _some_run(processes),
-            _first_failure(processes),
-        )  # in this order: a last one may just have failed
+        running = _some_run(processes)
+        status = _first_failure(processes)  # after that: the last one may fail in between
     _give_time(QUIET, processes)  # most know by themselves that one is missing
     for process in processes:
         process.terminate()

@@ -90,6 +90,12 @@ def say(text: str) -> None:
     print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)
 
 
+def roots(folder: str | None) -> list[str]:
+    """The overrides that `--root` stands for."""
+    parts = ("train_data", "val_data", "test_data") if folder else ()
+    return [f"{part}.root={json.dumps(folder, ensure_ascii=False)}" for part in parts]
+
+
 def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> int:
     """The exit status.
 
@@ -99,14 +105,8 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     with stop.leaving(lambda stopped: report(stopped, given)):
         import config as configuration
 
-    roots = [
-        f"{part}.root={json.dumps(args.root, ensure_ascii=False)}"
-        for part in ("train_data", "val_data", "test_data")
-        if args.root
-    ]
-    config = configuration.load(args.config, [*roots, *args.overrides])
+        config = configuration.load(args.config, [*roots(args.root), *args.overrides])
 
-    with stop.leaving(lambda stopped: report(stopped, given)):
         import commands  # and with it torch, which takes seconds
 
     run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)

@@ -1,9 +1,10 @@
 """The results as a figure.  Reads the results, measures nothing."""
 
-import io
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from reports import png
 
 Results = Mapping[str, Any]
 
@@ -29,11 +30,7 @@ def draw(results: Results) -> bytes:
         _lines(axes[1, column], axis, series, "peak", "peak memory, MiB")
     hardware = results["hardware"]
     figure.suptitle(f"{hardware.get('gpu', hardware['cpu'])}, torch {results['software']['torch']}, {results['date']}")
-    figure.tight_layout()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    plt.close(figure)
-    return png.getvalue()
+    return png(figure)
 
 
 def _measured(results: Results, part: str) -> Mapping[str, Any]:

@@ -8,7 +8,6 @@ writes `estimator.csv`, `.md` and `.png` into `--output`.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -26,10 +25,11 @@ from data.episodes import Episodes, GridEpisodes
 from errors import UserError, status_of
 from evaluator import TEST_DECODES_AT_ONCE
 from interrupts import Stopped, StopRequest
+from models.objectives import log_mean_exp
 from models.vma.vma import VMA, Memory, Recognition
 from randomness import TargetNoise
 from reports import comma_separated, png
-from run import Parser, device, leave
+from run import Parser, device, leave, roots
 
 SIZES = (1, 10, 100, 1000, 5000)
 COLUMNS = ("estimator", "K", "decodes", "ELBO", "stderr", "gap", "gap_stderr", "targets")
@@ -75,9 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
-    roots = [f"{part}.root={json.dumps(args.root, ensure_ascii=False)}" for part in ("train_data", "test_data")]
-    overrides = roots if args.root else []
-    config = configuration.load(args.config, [*overrides, f"test_spec.targets={args.targets}"])
+    config = configuration.load(args.config, [*roots(args.root), f"test_spec.targets={args.targets}"])
     run = commands.Run(config, args.device, args.checkpoint, None, stop)
     where = run.device_for(train=False)
     model, images = run.trained(where), parsers.test_images(config, where)
@@ -151,7 +149,7 @@ def address_weights(model: VMA, one: Episodes, m: Memory, r: Recognition, key: K
 
 def nested(log_w: Tensor, k: int) -> Tensor:
     """The mean over groups of k of log (1/k sum_i exp log_w_i), over the first dimension: [K, ...] -> [...], nats."""
-    return (log_w.unflatten(0, (-1, k)).logsumexp(1) - math.log(k)).mean(0)
+    return log_mean_exp(log_w.unflatten(0, (-1, k)), dim=1).mean(0)
 
 
 def _row(estimator: str, k: int, decodes: int, bound: Tensor, best: Tensor) -> Row:

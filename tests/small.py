@@ -164,6 +164,16 @@ def napping(folder: Path, step: int, *more: str, for_ever: bool = False) -> list
     return [str(program), *arguments(folder, *more)]
 
 
+class Makes:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.canary),)
+
+
 def finish(process: subprocess.Popen[str], seconds: float = 180) -> tuple[int, str, str]:
     """Exit status, stdout, stderr."""
     try:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small import files_of_at_most, finish, start
+from small import Makes, files_of_at_most, finish, start
 
 import checkpoints
 from errors import DataError, UserError
@@ -145,16 +145,6 @@ def test_a_checkpoint_is_a_dictionary(tmp_path: Path) -> None:
 
 
 # --- malicious files --------------------------------------------------------------------------------------------------
-
-
-class Makes:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.canary),)
 
 
 def test_nothing_in_a_file_runs_even_where_its_checksum_is_right(tmp_path: Path) -> None:

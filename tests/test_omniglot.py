@@ -26,6 +26,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small import Makes
 
 from data import _torchvision, omniglot
 from data.images import resample
@@ -330,21 +331,11 @@ def test_wrong_drawings_are_refused(
     refused(tmp_path, said or "2 characters are incomplete")
 
 
-class Canary:
-    """Unpickling one creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
 def test_an_object_array_is_refused_and_never_unpickled(tmp_path: Path) -> None:
     canary, root = tmp_path / "canary", tmp_path / "root"
     root.mkdir()
     for key in ("images", "labels"):
-        path = write_packed(root, changed={key: np.array([Canary(canary)], dtype=object)})
+        path = write_packed(root, changed={key: np.array([Makes(canary)], dtype=object)})
         refused(root, f"{path.name} cannot be read .*{key}.npy is object")
         assert not canary.exists()
     with np.load(path, allow_pickle=True) as packed:  # the canary would have sung

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import ROOT, config, main, text
+from small import ROOT, Makes, config, main, text
 
 import checkpoints
 import parsers
@@ -203,16 +203,6 @@ def as_npz(root: Path, entries: dict[str, bytes]) -> Path:
     path = root / f"{BACKGROUND}.npz"
     omniglot.write_npz(path, torch.zeros(2, DRAWERS, SIDE, SIDE, dtype=torch.uint8))
     return path
-
-
-class Makes:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.canary),)
 
 
 def shortened(path: Path) -> None:

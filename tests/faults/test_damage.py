@@ -1,19 +1,17 @@
 """Damaged files: found, never trusted, and no more is lost than the damaged part."""
 
 import logging
-import os
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small import curves, main, same_end
+from small import Makes, curves, main, same_end
 
 import checkpoints
 import evaluator
@@ -34,16 +32,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     assert main(folder, "--train") == 0
     return folder
-
-
-class Makes:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.canary),)
 
 
 def flipped(path: Path) -> None:
