@@ -35,6 +35,7 @@ MAY_CHANGE_ON_RESUME = (
     "train_spec.val_every",
     "train_spec.log_every",
     "train_spec.save_every",
+    "train_spec.backward",
     "train_data.root",
     "train_data.iter",
     "val_data.root",
@@ -293,6 +294,7 @@ class TrainSpec(_Section):
     seed: Natural = 0
     objective: Literal["vimco", "marginal"] = "vimco"
     z_gradient: Literal["standard", "doubly"] = "standard"
+    backward: Literal["all", "one"] = "all"
     precision: Literal["fp32", "bf16"] = "fp32"
     grad_clip: Annotated[float, Field(gt=0)] | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -185,6 +185,7 @@ def build_model(config: Config, device: torch.device) -> VMA:
             importance_num=model.importance_num,
             objective=config.train_spec.objective,
             doubly=config.train_spec.z_gradient == "doubly",
+            backward=config.train_spec.backward,
         )
     return vma.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

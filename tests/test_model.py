@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -665,6 +666,77 @@ def test_decoding_in_parts_changes_nothing(
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
         torch.testing.assert_close(singly, whole, rtol=0, atol=1e-12)
     assert decoded == [(12 if objective == "vimco" else 60), 8, 4]  # 4 targets; K = 3, times 5 slots for the exact sum
+
+
+# --- the gradient through one sample ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """Noise that was drawn before, but for the one sample [G, T] that the gradient goes through."""
+
+    drawn: Given
+    chosen: Tensor  # [G, T] in [0, 1)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return self.chosen.reshape(shape) if shape[0] == 1 else self.drawn.uniform(*shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        return self.drawn.normal(*shape)
+
+
+def gradient_of(model: VMA, batch: Episodes, noise: Given | Choosing) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    loss, metrics = model.loss(batch, noise)
+    return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters()))), metrics
+
+
+@pytest.mark.parametrize("doubly", [False, True])
+@pytest.mark.parametrize("objective", ["vimco", "marginal"])
+def test_the_gradient_through_one_sample_is_that_through_all_in_expectation(
+    tiny_model: Build, monkeypatch: pytest.MonkeyPatch, objective: str, doubly: bool
+) -> None:
+    """The mean over every way to choose, weighed by its probability, to 1e-10; value and metrics are the same."""
+    model, x, memory = case(tiny_model, "bernoulli", True, 1, 3, 20)
+    model.objective, model.doubly, model.importance_num = objective, doubly, 3 if objective == "vimco" else 2
+    batch = episodes(x, memory)
+    samples = 3 if objective == "vimco" else 10
+    drawn = given_noise(samples, 2, 1)
+    seen: list[Tensor] = []
+    weigh = VMA._weighed
+
+    def watched(self: VMA, *args: Any) -> Any:
+        result = weigh(self, *args)
+        seen.append(result[1].detach().softmax(0).squeeze(2))  # [K, G]
+        return result
+
+    monkeypatch.setattr(VMA, "_weighed", watched)
+    loss, expected, metrics = gradient_of(model, batch, drawn)
+    shares = seen[0]
+    assert (shares > 1e-4).sum(0).min() > 1  # else there is nothing to choose
+    model.backward = "one"
+    ends, mean = shares.cumsum(0), [torch.zeros_like(p) for p in expected]
+    for k in product(range(samples), repeat=2):
+        middle = torch.stack([ends[k[g], g] - shares[k[g], g] / 2 for g in range(2)]).view(2, 1)
+        one_loss, found, one_metrics = gradient_of(model, batch, Choosing(drawn, middle))
+        torch.testing.assert_close(one_loss, loss, rtol=0, atol=1e-12)
+        for name, value in metrics.items():
+            torch.testing.assert_close(one_metrics[name], value, rtol=0, atol=1e-12)
+        for total, gradient in zip(mean, found, strict=True):
+            total += shares[k[0], 0] * shares[k[1], 1] * gradient
+    for total, gradient in zip(mean, expected, strict=True):
+        torch.testing.assert_close(total, gradient, rtol=0, atol=1e-10)
+
+
+def test_with_the_gradient_through_one_sample_validation_decodes_once(tiny_model: Build) -> None:
+    model, x, memory = case(tiny_model, "bernoulli", True, 2, 3, 20)
+    model.backward = "one"
+    decoded: list[int] = []
+    model.p_x.network.register_forward_pre_hook(lambda module, args: decoded.append(len(args[0])))
+    loss, _ = model.loss(episodes(x, memory), StepNoise("cpu", "one"))
+    assert decoded == [12, 4]  # 4 targets: K = 3 without gradient, one with it
+    with torch.no_grad():
+        assert torch.equal(model.loss(episodes(x, memory), StepNoise("cpu", "one"))[0], loss)
+    assert decoded == [12, 4, 12]
 
 
 # --- the doubly reparameterised gradient ------------------------------------------------------------------------------

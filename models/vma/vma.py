@@ -7,8 +7,11 @@ the dummies · `N` images encoded · `R = K G T` picked rows · `D` features · 
 broadcasting replaces repetition.
 """
 
+import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -116,10 +119,16 @@ def draw(q: Independent, noise: Noise) -> Tensor:
     return q.mean + q.stddev * noise.normal(*q.batch_shape, *q.event_shape)
 
 
+def redraw(q: Independent, z: Tensor) -> Tensor:
+    """The sample z that was drawn without gradient, to rounding, with that of the parameters of q."""
+    return q.mean + q.stddev * ((z - q.mean) / q.stddev).detach()
+
+
 class VMA(nn.Module):
     """The model, from networks that are arguments; `importance_num` is K, `objective` is vimco or marginal.
 
-    `doubly` takes the doubly reparameterised gradient for q(z|x,m_a).
+    `doubly` takes the doubly reparameterised gradient for q(z|x,m_a).  `backward` says through how many samples of a
+    target the gradient goes: all, or one.
     """
 
     def __init__(
@@ -136,6 +145,7 @@ class VMA(nn.Module):
         importance_num: int,
         objective: str,
         doubly: bool = False,
+        backward: str = "all",
     ) -> None:
         super().__init__()
         self.address_encoder, self.encoder = address_encoder, encoder
@@ -143,7 +153,8 @@ class VMA(nn.Module):
         self.q_a, self.q_z = AddressPosterior(), q_z
         # Small noise: dummies that start equal have equal gradients and never separate.
         self.dummies = nn.Parameter(0.1 * torch.rand(num_dummies, side, side))
-        self.importance_num, self.objective, self.doubly = importance_num, objective, doubly
+        self.importance_num, self.objective = importance_num, objective
+        self.doubly, self.backward = doubly, backward
 
     def remember(self, memory: Tensor, ahead: bool = False) -> Memory:
         """Embed memories [G, M, H, W] and the dummies once; M may be 0.
@@ -200,9 +211,22 @@ class VMA(nn.Module):
     def samples_at(self, a: Tensor, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> Samples:
         """Samples of z given addresses a [K, G, T], and every term of log w."""
         features, rows = self._recalled(a, m)
+        return self._samples(a, rows, features, x, m, r, partial(draw, noise=noise))
+
+    def _samples(
+        self,
+        a: Tensor,
+        rows: Tensor,
+        features: Features,
+        x: Tensor,
+        m: Memory,
+        r: Recognition,
+        z_of: Callable[[Independent], Tensor],
+    ) -> Samples:
+        """Samples at addresses a [K, G, T], which are `rows` [R] of the features, with z = `z_of`(q(z|x,m_a))."""
         vector = features.vector.index_select(0, rows).view(*a.shape, -1)
         p_z, q_z = self.p_z(vector), self.q_z(r.x, vector)
-        z = draw(q_z, noise)  # [K, G, T, Z]
+        z = z_of(q_z)  # [K, G, T, Z]
         return Samples(
             a=a,
             z=z,
@@ -243,24 +267,55 @@ class VMA(nn.Module):
         return -bound.mean(), {name: value.detach() for name, value in metrics.items()}
 
     def _vimco(self, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        s = self.importance_samples(x, m, r, noise, self.importance_num)
-        if self.doubly:
-            reparameterise_doubly(s.z, s.log_w)
-        return objectives.vimco(s.log_w, s.log_q_a), {"kl_z": s.kl_z.mean(0), "reconstruction": s.log_p_x.mean(0)}
+        a = pick(r.q_a, noise.uniform(self.importance_num, *x.shape[:2]))  # [K, G, T]
+        s, log_w = self._weighed(a, x, m, r, noise, lambda s: s.log_w)
+        bound = objectives.vimco(log_w, r.q_a.log_prob(a))
+        return bound, {"kl_z": s.kl_z.mean(0), "reconstruction": s.log_p_x.mean(0)}
 
     def _marginal(self, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        s = self.every_address(x, m, r, noise, self.importance_num)
-        if self.doubly:
-            reparameterise_doubly(s.z, s.log_joint_over_q_z)
+        a = all_addresses(x, m, self.importance_num)
+        s, log_w = self._weighed(a, x, m, r, noise, lambda s: s.log_joint_over_q_z)
         q_a = s.log_q_a.exp() / self.importance_num  # [K S, G, T] weights of q(a|M,x), the same for each k
-        log_w = s.log_joint_over_q_z.unflatten(0, (self.importance_num, -1))  # [K, S, G, T]
+        log_w = log_w.unflatten(0, (self.importance_num, -1))  # [K, S, G, T]
         bound = objectives.marginal(log_w, r.q_a.logits.permute(2, 0, 1))
         return bound, {"kl_z": (q_a * s.kl_z).sum(0), "reconstruction": (q_a * s.log_p_x).sum(0)}
 
+    def _weighed(
+        self,
+        a: Tensor,
+        x: Tensor,
+        m: Memory,
+        r: Recognition,
+        noise: Noise,
+        log_w_of: Callable[[Samples], Tensor],
+    ) -> tuple[Samples, Tensor]:
+        """Samples at addresses a [K, G, T] and their log-weights [K, G, T], through which the bound's gradient goes.
+
+        That gradient is sum_k w~_k dlog w_k with normalised weights w~: the mean of dlog w_k over k ~ w~.  So the K
+        samples may be decoded without gradient, and one that is drawn among them again with it.  Added to each of the
+        log-weights, whose shares w~_k sum to one, its gradient is the bound's.
+        """
+        features, rows = self._recalled(a, m)
+        again = self.backward == "one" and torch.is_grad_enabled()
+        with torch.no_grad() if again else contextlib.nullcontext():
+            s = self._samples(a, rows, features, x, m, r, partial(draw, noise=noise))
+            log_w = log_w_of(s)
+        shares = log_w.detach().softmax(0)
+        if not again:
+            if self.doubly:
+                reparameterise_doubly(s.z, shares)
+            return s, log_w
+        k = pick(Categorical(probs=shares.movedim(0, -1)), noise.uniform(1, *x.shape[:2]))  # [1, G, T]
+        z, rows = s.z.take_along_dim(k.unsqueeze(-1), 0), rows.view_as(a).gather(0, k).flatten()
+        one = self._samples(a.gather(0, k), rows, features, x, m, r, partial(redraw, z=z))
+        if self.doubly:
+            reparameterise_doubly(one.z, shares.gather(0, k))
+        log_w_k = log_w_of(one)
+        return s, log_w + (log_w_k - log_w_k.detach())
+
     def every_address(self, x: Tensor, m: Memory, r: Recognition, noise: Noise, k: int) -> Samples:
         """K samples of z for every address: Samples [K S, G, T], the address running fastest."""
-        every = torch.arange(m.slots.shape[1], device=x.device).repeat(k)  # [K S]
-        return self.samples_at(every.view(-1, 1, 1).expand(-1, *x.shape[:2]), x, m, r, noise)
+        return self.samples_at(all_addresses(x, m, k), x, m, r, noise)
 
     @torch.no_grad()
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, Tensor]:
@@ -287,7 +342,13 @@ def detached(q: Independent) -> Independent:
     return Independent(Normal(q.mean.detach(), q.stddev.detach()), 1)
 
 
-def reparameterise_doubly(z: Tensor, log_w: Tensor) -> None:
+def all_addresses(x: Tensor, m: Memory, k: int) -> Tensor:
+    """Each slot k times for each target x [G, T, H, W]: a [K S, G, T], the slot running fastest."""
+    every = torch.arange(m.slots.shape[1], device=x.device).repeat(k)
+    return every.view(-1, 1, 1).expand(-1, *x.shape[:2])
+
+
+def reparameterise_doubly(z: Tensor, shares: Tensor) -> None:
     """Weigh the gradient that reaches each z by its normalised importance weight.
 
     The pathwise gradient of an importance-weighted bound for the parameters of q is sum_k w~_k^2 dlog w_k/dz dz/dphi in
@@ -295,13 +356,11 @@ def reparameterise_doubly(z: Tensor, log_w: Tensor) -> None:
     the bound brings one w~_k already.
 
     Args:
-        z: [K, ..., Z].
-        log_w: [K, ...] log-weights whose log q(z) has no gradient of its own, to be normalised over the first dimension
-            (that of the samples, with the marginal bound that of samples and addresses).
+        z: [K, ..., Z], of log-weights whose log q(z) has no gradient of its own.
+        shares: [K, ...] normalised weights w~: among the samples or, with the marginal bound, samples and addresses.
     """
     if z.requires_grad:
-        weights = log_w.detach().softmax(0).unsqueeze(-1)
-        z.register_hook(lambda gradient: gradient * weights)
+        z.register_hook(lambda gradient: gradient * shares.unsqueeze(-1))
 
 
 def kl_a(m: Memory, r: Recognition) -> Tensor:
