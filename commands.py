@@ -26,6 +26,7 @@ import reports
 from config import Config
 from data.episodes import EpisodeLoader, MixedLoader
 from errors import DataError, PeerFailedError, PeerLostError, UserError, reason
+from files import write_atomically
 from interrupts import Stopped, StopRequest
 from journal import Journal
 from models.vma.vma import VMA
@@ -116,7 +117,7 @@ class Run:
         if restart:
             for old in (trainer.state_path, previous_state_path(path), trainer.evidence_path, path):
                 old.unlink(missing_ok=True)
-        checkpoints.write_atomically(path.with_suffix(".resolved.yaml"), configuration.dump(self.config).encode())
+        write_atomically(path.with_suffix(".resolved.yaml"), configuration.dump(self.config).encode())
 
     def _leave_in_order(self) -> None:
         """Process 0 is ready to end before the others do, whose end torchrun answers with a signal to it."""
@@ -143,6 +144,7 @@ class Run:
     def trainer(self, path: Path) -> Trainer:
         """A trainer at its beginning, whose weights go to `path`.  Raises UserError, DataError."""
         config, spec, device = self.config, self.config.train_spec, self.device_for(train=True)
+        torch.backends.cudnn.allow_tf32 = True  # an earlier test of this process may have turned it off
         # Optimizers import this, which takes as long as unpacking the images does.
         threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()
         images = parsers.training_images(config, device)
@@ -295,12 +297,14 @@ class Run:
         if changed := configuration.differences(trained, self.config, only=configuration.MODEL_KEYS):
             listed = "\n  ".join(changed)
             raise UserError(f"{path}: its model is not the one of this configuration:\n  {listed}")
-        choice = configuration.differences(trained, self.config, only=configuration.HELD_OUT_KEYS)
-        if choice and self.config.test_spec.subset != "test":
-            listed = "\n  ".join(choice)
-            subset = self.config.test_spec.subset
-            raise UserError(f"{path}: test_spec.subset: {subset} would not be the classes of its training:\n  {listed}")
+        if self.config.test_spec.subset != "test" and (choice := self._other_classes(state)):
+            raise UserError("\n  ".join([f"{path}: test_spec.subset would not be classes of its training:", *choice]))
         return state
+
+    def _other_classes(self, state: dict[str, Any]) -> list[str]:
+        """What makes the training and held-out classes of a checkpoint others than those of the configuration."""
+        trained = configuration.parse(state["config"], "checkpoint")
+        return configuration.differences(trained, self.config, only=configuration.HELD_OUT_KEYS)
 
     # --- pictures -----------------------------------------------------------------------------------------------------
 
@@ -310,14 +314,19 @@ class Run:
         model = self.trained(device)  # by all processes: the first reads the weights and sends them
         if not self.processes.main:
             return
-        test, train = parsers.test_images(self.config, device), parsers.training_images(self.config, device).train
+        test = parsers.test_images(self.config, device)
+        if self._other_classes(self._checkpoint()):
+            _log.warning("the model was trained on other classes, so no nearest training images are shown")
+            neighbours = None
+        else:
+            neighbours = parsers.training_images(self.config, device).train.images
         params, folder = self.config.test_spec.test_params, self.folder / "samples"
         for classes in params.max_batch_cls:
             for timesteps in params.timesteps:
                 episodes = parsers.grid_episodes(self.config, test, classes, timesteps)
                 path = folder / f"C{classes}_M{timesteps}.png"
                 noise = StepNoise(device, "sample", self.config.test_spec.seed, classes, timesteps)
-                pictures.write_samples(path, model, pictures.spread(episodes), train.images, noise)
+                pictures.write_samples(path, model, pictures.spread(episodes), neighbours, noise)
         print(f"written: {folder}/*.png")
 
 
@@ -338,26 +347,24 @@ class Table:
     def open(self) -> list[tuple[int, int]]:
         """Take up the cells that an earlier run finished; the others, which are to do.  Raises OSError.
 
-        A table of other weights or another test is kept under another name before it is written over.
+        A table of other weights or another test gets another name, so that it is not written over.
         """
         if self._ledger.foreign:
-            self._keep_the_other()
+            self._rename_the_other()
         resolved = configuration.dump(self._config).encode()
-        checkpoints.write_atomically(self._output.with_suffix(".resolved.yaml"), resolved)
+        write_atomically(self._output.with_suffix(".resolved.yaml"), resolved)
         if self._rows():
             self._write()
         return [(c, m) for c, m in self._grid.cells if self._ledger.get(parsers.cell_name(c, m)) is None]
 
-    def _keep_the_other(self) -> None:
+    def _rename_the_other(self) -> None:
         stem = self._output.with_suffix("")
         free = next(n for n in itertools.count(1) if not Path(f"{stem}.before-{n}.npz").exists())
-        for suffix in (".csv", ".md", ".png", ".resolved.yaml", ".npz"):
+        for suffix in (".csv", ".md", ".png", ".resolved.yaml", ".npz"):  # the last one says that all have it
             with contextlib.suppress(FileNotFoundError):
-                checkpoints.write_atomically(
-                    Path(f"{stem}.before-{free}{suffix}"), Path(f"{stem}{suffix}").read_bytes()
-                )
+                Path(f"{stem}{suffix}").replace(f"{stem}.before-{free}{suffix}")
         _log.warning(
-            "%s holds cells of other weights or another test; that table is kept as %s.before-%d.*",
+            "%s holds no cell of these weights and this test; that table is now %s.before-%d.*",
             self._ledger.path, stem, free,
         )  # fmt: skip
 

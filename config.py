@@ -59,7 +59,7 @@ MODEL_KEYS = (
     "test_data.split",  # classes of one split's test are among those of the other's training
 )
 # What chooses the classes that are trained on and held out.
-HELD_OUT_KEYS = ("train_spec.seed", "train_data.held_out_classes", "train_data.classes")
+HELD_OUT_KEYS = ("train_data.kind", "train_data.classes", "train_data.held_out_classes", "train_spec.seed")
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "ASGD")
 

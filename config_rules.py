@@ -48,11 +48,18 @@ def _mixture(data: TrainDataConfig) -> Iterator[Problem]:
     for number, one in enumerate(data.mixture):
         section, targets = f"train_data.mixture[{number}]", one.targets_per_memory
         if data.batch_size % targets:
-            near = [str(n) for n in range(targets // 2, 2 * targets) if n and data.batch_size % n == 0]
-            text = f"{targets} does not divide train_data.batch_size {data.batch_size}; use {' or '.join(near)}"
+            near = " or ".join(_divisors_near(data.batch_size, targets))
+            text = f"{targets} does not divide train_data.batch_size {data.batch_size}; use {near}"
             yield f"{section}.targets_per_memory", text
         composed = data.model_copy(update={**one.model_dump(exclude={"weight"}), "batch_size": targets})
         yield from _composition(section, composed, classes - held)
+
+
+def _divisors_near(number: int, value: int) -> list[str]:
+    """The nearest lower divisor of `number`, as far as one would look, and a higher one that is not far."""
+    below = next(n for n in range(min(value, number, 2048), 0, -1) if number % n == 0)
+    above = next((n for n in range(value + 1, min(number, value + 256) + 1) if number % n == 0), None)
+    return [str(n) for n in (below, above) if n]
 
 
 def _validation_memory(train: TrainDataConfig, val: DataConfig) -> Iterator[Problem]:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints import write_atomically
 from data.episodes import Episodes, GridEpisodes
 from errors import reason
+from files import write_atomically
 from models.vma.vma import VMA, address_accuracy, kl_a
 from processes import Processes
 from randomness import TargetNoise
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 TEST_DECODES_AT_ONCE = {"cpu": 200, "cuda": 4096}
 SAMPLES_AT_ONCE = 50  # of a target, at least
 
-PARTS = ("bound", "kl_a", "kl_z", "address_accuracy")  # nats, the last a fraction
+PARTS = ("bound", "kl_a", "kl_z", "address_accuracy", "target_class")  # nats; a fraction; a number that names the class
 PerTarget = dict[str, np.ndarray]  # PARTS, each [n] float64
 _LARGEST_LEDGER = 1 << 28  # bytes; a cell of 13,180 targets takes 422 kB
 
@@ -65,7 +65,7 @@ def importance_bounds(
     does not grow with K.
 
     Returns:
-        bound, kl_a, kl_z in nats and address_accuracy, each [G].
+        bound, kl_a, kl_z in nats, address_accuracy and target_class, each [G].
     """
     m = model.remember(episodes.memory, ahead=True)
     r = model.recognise(episodes.x, m)
@@ -81,6 +81,7 @@ def importance_bounds(
         "kl_a": kl_a(m, r),
         "kl_z": kl_z / k,
         "address_accuracy": address_accuracy(r, episodes),
+        "target_class": episodes.x_class,
     }
     return {name: value.squeeze(1).double() for name, value in parts.items()}
 
@@ -110,7 +111,7 @@ def evaluate_cell(
 class Ledger:
     """The finished cells, kept beside the table in `<stem>.npz`: the values of every single target and their key.
 
-    `foreign` says that there are cells in the file, and none that was made with this key.
+    `foreign` says that there is a file, and no cell in it that was made with this key.
     """
 
     def __init__(self, output_file: Path, key: str) -> None:
@@ -119,16 +120,9 @@ class Ledger:
 
     def _kept(self) -> dict[str, np.ndarray]:
         """Whole cells of an earlier run that were made with the same key; an unreadable file holds none."""
-        try:
-            arrays = _arrays_in(self.path)
-            cells = {name.removesuffix("/key") for name in arrays if name.endswith("/key")}
-            kept = [cell for cell in cells if _is_whole(arrays, cell, self._key)]
-        except FileNotFoundError:
-            return {}
-        except Exception as error:  # readers of damaged files raise almost anything
-            _log.warning("%s cannot be read (%s); its cells are computed anew", self.path, reason(error))
-            return {}
-        self.foreign = bool(cells) and not kept
+        arrays = _whole_cells(self.path)
+        kept = [cell for cell in _cells_of(arrays) if str(arrays[f"{cell}/key"]) == self._key]
+        self.foreign = not kept and self.path.exists()
         return {name: arrays[name] for cell in kept for name in _names(cell)}
 
     def get(self, cell: str) -> PerTarget | None:
@@ -146,17 +140,39 @@ class Ledger:
         write_atomically(self.path, buffer.getvalue())
 
 
+def cells_in(path: Path) -> dict[str, PerTarget]:
+    """The finished cells in the ledger `path`, by name, whatever they were made with; none where it cannot be read."""
+    arrays = _whole_cells(path)
+    return {cell: {name: arrays[f"{cell}/{name}"] for name in PARTS} for cell in _cells_of(arrays)}
+
+
+def _whole_cells(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of the cells of which nothing is missing."""
+    try:
+        arrays = _arrays_in(path)
+        whole = [cell for cell in _cells_of(arrays) if _is_whole(arrays, cell)]
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # readers of damaged files raise almost anything
+        _log.warning("%s cannot be read (%s)", path, reason(error))
+        return {}
+    return {name: arrays[name] for cell in whole for name in _names(cell)}
+
+
+def _cells_of(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    return [name.removesuffix("/key") for name in arrays if name.endswith("/key")]
+
+
 def _names(cell: str) -> list[str]:
     return [f"{cell}/{name}" for name in ("key", *PARTS)]
 
 
-def _is_whole(arrays: Mapping[str, np.ndarray], cell: str, key: str) -> bool:
-    """Whether nothing of a cell is missing and it was made with `key`."""
+def _is_whole(arrays: Mapping[str, np.ndarray], cell: str) -> bool:
+    """Whether nothing of a cell is missing."""
     if not arrays.keys() >= set(_names(cell)):
         return False
-    found, bound, *others = (arrays[name] for name in _names(cell))
-    alike = all(part.dtype == np.float64 and part.shape == (bound.size,) for part in (bound, *others))
-    return str(found) == key and alike and bound.size > 0
+    _, bound, *others = (arrays[name] for name in _names(cell))
+    return bound.size > 0 and all(part.dtype == np.float64 and part.shape == (bound.size,) for part in (bound, *others))
 
 
 def _arrays_in(path: Path) -> dict[str, np.ndarray]:
@@ -183,6 +199,18 @@ def _array_in(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     return np.frombuffer(values, dtype).reshape(shape)
 
 
+def standard_error(values: np.ndarray, classes: np.ndarray) -> float:
+    """Standard error of the mean of `values` [n], where those of one class may be alike; NaN for a single class.
+
+    Images of a character share much of what makes them easy or hard, so the classes are what was drawn independently:
+    the square root of C/(C-1) sum_c (sum_{i in c} (v_i - mean))^2 / n^2, the usual one where each class has one target.
+    """
+    _, which = np.unique(classes, return_inverse=True)
+    totals = np.bincount(which, values - values.mean())  # [C]
+    number = len(totals)
+    return math.sqrt(number / (number - 1) * (totals**2).sum()) / len(values) if number > 1 else math.nan
+
+
 def summary(max_batch_cls: int, timesteps: int, values: PerTarget, k: int) -> dict[str, float | int]:
     """A row of the table.  ELBO is minus the mean bound: nats per image, lower is better."""
     bound = values["bound"]
@@ -190,7 +218,7 @@ def summary(max_batch_cls: int, timesteps: int, values: PerTarget, k: int) -> di
         "max_batch_cls": max_batch_cls,
         "timesteps": timesteps,
         "ELBO": -bound.mean(),
-        "stderr": bound.std(ddof=1) / math.sqrt(len(bound)) if len(bound) > 1 else math.nan,
+        "stderr": standard_error(bound, values["target_class"]),
         "kl_a": values["kl_a"].mean(),
         "kl_z": values["kl_z"].mean(),
         "address_accuracy": values["address_accuracy"].mean(),

@@ -49,10 +49,10 @@ def nearest(samples: Tensor, images: Tensor) -> Tensor:
     return images[cosine.argmax(-1)].to(samples.dtype)
 
 
-def write_samples(path: Path, model: VMA, episodes: Episodes, training: Tensor, noise: StepNoise) -> None:
+def write_samples(path: Path, model: VMA, episodes: Episodes, training: Tensor | None, noise: StepNoise) -> None:
     """One PNG: for each memory its images, the target with the picked image and reconstruction, samples and neighbours.
 
-    `training` uint8 [N, H, W] holds the images among which the nearest neighbour of each sample is sought.
+    `training` uint8 [N, H, W] holds the images among which the nearest neighbour of each sample is sought, if any.
     """
     import matplotlib
 
@@ -63,13 +63,13 @@ def write_samples(path: Path, model: VMA, episodes: Episodes, training: Tensor, 
     reconstruction, a = model.reconstruct(episodes.x, memory, noise)
     picked = slot_images(model, memory)[torch.arange(len(memory), device=a.device), a[:, 0]].unsqueeze(1)
     samples, _ = model.sample(memory, noise, _SAMPLES)
-    neighbours = nearest(samples, training)
     columns = {
         "memory": memory[:, :_MOST_SHOWN],
         "target, picked,\nreconstruction": torch.cat([episodes.x, picked, reconstruction], 1),
         "samples of p(x|M)": samples.transpose(0, 1),
-        "training image nearest to each sample": neighbours.transpose(0, 1),
     }
+    if training is not None:
+        columns["training image nearest to each sample"] = nearest(samples, training).transpose(0, 1)
     columns = {title: block for title, block in columns.items() if block.shape[1]}
     widths = [block.shape[1] for block in columns.values()]
     figure, axes = plt.subplots(

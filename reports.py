@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoints import write_atomically
 from config import Config
+from files import write_atomically
 
 Row = Mapping[str, float | int]
 
@@ -69,12 +69,11 @@ def png(figure: Any) -> bytes:
 
 def markdown(rows: Sequence[Row], config: Config) -> str:
     """The table for people, with the published numbers where the cell exists there."""
-    data, known = config.test_data, _published(config)
+    known = _published(config)
     header = ["C", "M", metric(rows), "± s.e.", "KL(a)", "KL(z)", "address accuracy", "targets"]
     header += known
     lines = [
-        f"{metric(rows)}: minus the importance-weighted bound, nats per image, lower is better. "
-        f"{data.kind}, {data.split} split, {data.resize} x {data.resize} by {data.resample}; {_memories(config)}.",
+        f"{metric(rows)}: minus the importance-weighted bound, nats per image, lower is better. {described(config)}.",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",
@@ -88,14 +87,17 @@ def markdown(rows: Sequence[Row], config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _memories(config: Config) -> str:
-    """Which targets and memories the numbers speak of."""
-    spec = config.test_spec
+def described(config: Config) -> str:
+    """Of which images, targets and memories the numbers of a test speak."""
+    data, spec = config.test_data, config.test_spec
     of = {"test": "", "train": "targets of training classes; ", "held_out": "targets of held-out classes; "}[
         spec.subset
     ]
     images = "never the target" if spec.own_class else "all of other classes than the target's (a control)"
-    return f"{of}C = up to that many classes in a memory, M = images in it, {images}"
+    return (
+        f"{data.kind}, {data.split} split, {data.resize} x {data.resize} by {data.resample}; "
+        f"{of}C = up to that many classes in a memory, M = images in it, {images}"
+    )
 
 
 _CAVEATS = {

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import config as configuration
 from errors import UserError
+from files import write_atomically
 from run import Parser
 from run import device as device_name
 
@@ -72,7 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace) -> int:
     """The exit status: 1 where a part gave no numbers.  Raises UserError and OSError."""
-    import checkpoints
     import parsers
     from benchmarks import figure, hardware, report, speed, subjects
 
@@ -100,7 +100,7 @@ def execute(args: argparse.Namespace) -> int:
         write(path, results)  # what there is, should a later part be interrupted
     results["complete"] = not any("error" in results[part] for part in parts)
     write(path, results)
-    checkpoints.write_atomically(path.with_suffix(".png"), figure.draw(results))
+    write_atomically(path.with_suffix(".png"), figure.draw(results))
     print(report.table(results), end="")
     print(f"written: {path}, {path.with_suffix('.png')}")
     return 0 if results["complete"] else 1
@@ -159,9 +159,8 @@ def attempted(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
     """The results as JSON.  Raises OSError."""
-    import checkpoints
 
-    checkpoints.write_atomically(path, (json.dumps(results, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(results, indent=2) + "\n").encode())
 
 
 def speaker() -> Callable[[str], None]:

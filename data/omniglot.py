@@ -14,12 +14,10 @@ import bisect
 import hashlib
 import io
 import logging
-import os
 import re
-import secrets
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, get_args
@@ -32,6 +30,7 @@ from torch import Tensor
 from data import _torchvision
 from data.images import ClassImages
 from errors import DataError, printable, reason
+from files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -199,18 +198,10 @@ def write_npz(path: Path, images: Tensor) -> None:
     buffer = io.BytesIO()  # to memory first: a full disk then interrupts one plain write and not a zip in the making
     part = Part(0, len(images))
     np.savez_compressed(buffer, images=images.numpy() == 0, labels=_labels(part))
-    scratch = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with scratch.open("xb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        write_atomically(path, buffer.getvalue())
     except OSError as error:
-        log.warning("cannot write %s (%s): the PNG files will be read again at the next start", path, error)
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
+        log.warning("%s; the PNG files will be read again at the next start", error)
 
 
 def _labels(part: Part) -> np.ndarray:

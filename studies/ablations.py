@@ -3,7 +3,8 @@
     python -m studies.ablations studies/ablations.yaml --output results/ablations [--only NAME ...]
 
 trains and tests every row of the list by the command line of the project (a row that was begun is resumed, one that is
-done is kept), and writes `ablations.csv` and `.md` beside the folders of the rows.
+done is kept), and writes `ablations.csv` and `.md` beside the folders of the rows.  Rows that are not done, or were
+done with another list, are not in the table.
 """
 
 import argparse
@@ -13,18 +14,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+import config as configuration
 import run
 import strict_yaml
-from checkpoints import write_atomically
+from config import Config
 from errors import UserError, status_of
-from reports import comma_separated
+from evaluator import PerTarget, cells_in, standard_error
+from files import write_atomically
+from parsers import cell_name
+from reports import comma_separated, described
 
-Bounds = Mapping[str, np.ndarray]  # cell -> nats [n], target by target
+Cells = Mapping[str, PerTarget]  # by name
 
 COLUMNS = ("row", "cell", "ELBO", "difference", "difference_stderr", "targets")
 _KEYS = {"config", "set", "rows"}
+_WHERE = ("train_data.root", "val_data.root", "test_data.root", "train_spec.gpus", "test_spec.gpus")  # may differ
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if status := run.main(command(study, name, args)):
             return status
         try:
-            write(study, args.output)
+            left_out = write(study, args.output)
         except (UserError, OSError) as error:
             print(error, file=sys.stderr)
             return status_of(error)
     table = args.output / "ablations.md"
-    print(
-        table.read_text() if table.exists() else f"no table yet: the first row, {next(iter(study.rows))}, is not done"
-    )
+    if next(iter(study.rows)) not in left_out:
+        print(table.read_text())
+    if left_out:
+        print(f"not in the table, since they are not done as the list says: {', '.join(left_out)}")
     return 0
 
 
@@ -94,74 +99,90 @@ def _overrides(path: Path, where: str, raw: object) -> tuple[str, ...]:
     return tuple(raw)
 
 
-def command(study: Study, name: str, args: argparse.Namespace) -> list[str]:
-    """The arguments of run.py for a row."""
+def overrides(study: Study, name: str, output: Path) -> list[str]:
+    """All that a row changes in the configuration, and where its files go."""
     files = {
         "train_spec.checkpoint_path": "weights.pt",
         "train_spec.log_file": "train.jsonl",
         "test_spec.output_file": "results.csv",
     }
-    own = [f"{key}={json.dumps(str(args.output / name / file), ensure_ascii=False)}" for key, file in files.items()]
+    own = [f"{key}={json.dumps(str(output / name / file), ensure_ascii=False)}" for key, file in files.items()]
+    return [*study.common, *study.rows[name], *own]
+
+
+def command(study: Study, name: str, args: argparse.Namespace) -> list[str]:
+    """The arguments of run.py for a row."""
     options = ["--root", args.root] if args.root else []
     options += ["--device", args.device] if args.device else []
-    sets = [part for one in (*study.common, *study.rows[name], *own) for part in ("--set", one)]
+    sets = [part for one in overrides(study, name, args.output) for part in ("--set", one)]
     return ["--config", study.config, "--train", "--test", *options, *sets]
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def write(study: Study, output: Path) -> None:
-    """The table of the rows that are done, once the first of the list is.  Raises UserError, OSError."""
-    ledgers = {name: output / name / "results.npz" for name in study.rows}
-    done = {name: ledger for name, ledger in ledgers.items() if ledger.exists()}
-    if next(iter(study.rows)) in done:
+def write(study: Study, output: Path) -> list[str]:
+    """The table of the rows that are done, once the first of the list is; the names of the others.
+
+    Raises UserError, OSError.
+    """
+    found = {name: finished(study, name, output) for name in study.rows}
+    done = {name: cells for name, cells in found.items() if cells is not None}
+    if (first := next(iter(study.rows))) in done:
         rows = compared(done)
+        config = configuration.load(Path(study.config), overrides(study, first, output))
         write_atomically(output / "ablations.csv", comma_separated(rows, COLUMNS))
-        write_atomically(output / "ablations.md", markdown(rows).encode())
+        write_atomically(output / "ablations.md", markdown(rows, config).encode())
+    return [name for name in study.rows if name not in done]
 
 
-def compared(done: Mapping[str, Path]) -> list[dict[str, str | int | float]]:
+def finished(study: Study, name: str, output: Path) -> Cells | None:
+    """The cells of a row, if all are there and were made as the list says now.  Raises UserError."""
+    asked = configuration.load(Path(study.config), overrides(study, name, output))
+    try:
+        tested = configuration.load(output / name / "results.resolved.yaml")
+    except UserError:
+        return None
+    if configuration.differences(tested, asked, ignore=_WHERE):
+        return None
+    cells, params = cells_in(output / name / "results.npz"), asked.test_spec.test_params
+    wanted = [cell_name(c, m) for c in params.max_batch_cls for m in params.timesteps]
+    return {cell: cells[cell] for cell in wanted} if cells.keys() >= set(wanted) else None
+
+
+def compared(done: Mapping[str, Cells]) -> list[dict[str, str | int | float]]:
     """ELBO of each row and cell, and its difference to the first row, target by target, in nats (negative is better).
 
     Raises:
-        UserError: the rows were not tested on the same cells, targets, images and K.
+        UserError: the rows were not tested on the same cells and targets.
     """
-    of_first, (first, asked) = next(iter(done)), _finished(next(iter(done.values())))
+    of_first, first = next(iter(done.items()))
     rows: list[dict[str, str | int | float]] = []
-    for name, ledger in done.items():
-        cells, key = _finished(ledger)
-        if key != asked:
-            raise UserError(f"{name}: it was not tested as {of_first} was; test both again with one list")
-        for cell, bound in cells.items():
-            worse = first[cell] - bound
+    for name, cells in done.items():
+        if {cell: len(of["bound"]) for cell, of in cells.items()} != {c: len(of["bound"]) for c, of in first.items()}:
+            raise UserError(f"{name}: tested on other cells or targets than {of_first}; change rows only in training")
+        for cell, values in cells.items():
+            worse = first[cell]["bound"] - values["bound"]
             rows.append(
                 {
                     "row": name,
                     "cell": cell,
-                    "ELBO": float(-bound.mean()),
+                    "ELBO": float(-values["bound"].mean()),
                     "difference": float(worse.mean()),
-                    "difference_stderr": float(worse.std(ddof=1) / len(worse) ** 0.5),
-                    "targets": len(bound),
+                    "difference_stderr": standard_error(worse, values["target_class"]),
+                    "targets": len(worse),
                 }
             )
     return rows
 
 
-def _finished(ledger: Path) -> tuple[Bounds, dict[str, object]]:
-    """The bound of every target of every cell of a finished test, and how each cell was tested, but for the weights."""
-    with np.load(ledger, allow_pickle=False) as file:
-        bounds = {name.removesuffix("/bound"): file[name] for name in file.files if name.endswith("/bound")}
-        tested = {cell: json.loads(str(file[f"{cell}/key"])) | {"weights": None} for cell in bounds}
-    return bounds, tested
-
-
-def markdown(rows: Sequence[Mapping[str, str | int | float]]) -> str:
-    """A line for each row, two columns for each cell."""
+def markdown(rows: Sequence[Mapping[str, str | int | float]], config: Config) -> str:
+    """A line for each row, a column for each cell; `config` is that of the first row."""
     cells = list(dict.fromkeys(str(row["cell"]) for row in rows))
     lines = [
-        f"Minus the bound in nats per image, lower is better, on {rows[0]['targets']} targets; in brackets the "
-        f"difference to the row *{rows[0]['row']}* on the same targets, ± one standard error.",
+        f"ELBO@{config.test_spec.importance_num} on {rows[0]['targets']} targets: minus the importance-weighted bound, "
+        f"nats per image, lower is better. {described(config)}. In brackets the difference to the row "
+        f"*{rows[0]['row']}* on the same targets, ± one standard error over classes; one training for each row.",
         "",
         f"| | {' | '.join(cells)} |",
         f"|{'---|' * (len(cells) + 1)}",

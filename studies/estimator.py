@@ -8,11 +8,11 @@ writes `estimator.csv`, `.md` and `.png` into `--output`.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -20,15 +20,16 @@ from tqdm import tqdm
 import commands
 import config as configuration
 import parsers
-from checkpoints import write_atomically
+from config import Config
 from data.episodes import Episodes, GridEpisodes
 from errors import UserError, status_of
-from evaluator import TEST_DECODES_AT_ONCE
+from evaluator import TEST_DECODES_AT_ONCE, standard_error
+from files import write_atomically
 from interrupts import Stopped, StopRequest
 from models.objectives import log_mean_exp
 from models.vma.vma import VMA, Memory, Recognition
 from randomness import TargetNoise
-from reports import comma_separated, png
+from reports import comma_separated, described, png
 from run import Parser, device, leave, roots
 
 SIZES = (1, 10, 100, 1000, 5000)
@@ -83,9 +84,9 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     cell = parsers.cell_name(args.classes, args.memory)
     rows = measure(model, episodes, ("estimator", config.test_spec.seed, cell), args.sizes)
     write_atomically(args.output / "estimator.csv", comma_separated(rows, COLUMNS))
-    write_atomically(args.output / "estimator.md", markdown(rows, cell).encode())
+    write_atomically(args.output / "estimator.md", markdown(rows, cell, config).encode())
     write_atomically(args.output / "estimator.png", draw(rows, cell))
-    print(markdown(rows, cell))
+    print(markdown(rows, cell, config))
     print(f"written: {args.output}/estimator.csv, .md, .png")
 
 
@@ -104,9 +105,11 @@ def measure(model: VMA, episodes: GridEpisodes, key: Key, sizes: Sequence[int]) 
     per_address = [k for k in sizes if most % k == 0]
     sampled: dict[int, list[Tensor]] = {k: [] for k in sizes}
     summed: dict[int, list[Tensor]] = {k: [] for k in per_address}
+    classes = []
     with torch.no_grad():
         for number in tqdm(range(len(episodes)), unit="target", dynamic_ncols=True):
             one = episodes.batch(slice(number, number + 1))
+            classes.append(int(one.x_class))
             m = model.remember(one.memory, ahead=True)
             r = model.recognise(one.x, m)
             log_w = sampled_weights(model, one, m, r, key, largest)
@@ -114,11 +117,11 @@ def measure(model: VMA, episodes: GridEpisodes, key: Key, sizes: Sequence[int]) 
             for k in sizes:
                 sampled[k].append(nested(log_w, k))
             for k in per_address:
-                summed[k].append(nested(log_v, k).logsumexp(0))
-    best = torch.stack(sampled[largest]).flatten()
-    rows = [_row("sampled addresses", k, k, torch.stack(values).flatten(), best) for k, values in sampled.items()]
+                summed[k].append(nested(log_v.logsumexp(1), k))
+    best = torch.stack(sampled[largest])
+    rows = [_row("sampled addresses", k, k, torch.stack(values), best, classes) for k, values in sampled.items()]
     return rows + [
-        _row("exact sum over addresses", k, k * slots, torch.stack(values).flatten(), best)
+        _row("exact sum over addresses", k, k * slots, torch.stack(values), best, classes)
         for k, values in summed.items()
     ]
 
@@ -148,34 +151,34 @@ def address_weights(model: VMA, one: Episodes, m: Memory, r: Recognition, key: K
 
 
 def nested(log_w: Tensor, k: int) -> Tensor:
-    """The mean over groups of k of log (1/k sum_i exp log_w_i), over the first dimension: [K, ...] -> [...], nats."""
-    return log_mean_exp(log_w.unflatten(0, (-1, k)), dim=1).mean(0)
+    """The mean over groups of k of log (1/k sum_i exp log_w_i): log_w [K] -> a scalar, nats."""
+    return log_mean_exp(log_w.view(-1, k), dim=1).mean()
 
 
-def _row(estimator: str, k: int, decodes: int, bound: Tensor, best: Tensor) -> Row:
-    """Bounds [n] of one estimator beside those of the best sampled one, target by target."""
-    n, gap = len(bound), best - bound
+def _row(estimator: str, k: int, decodes: int, bound: Tensor, best: Tensor, classes: Sequence[int]) -> Row:
+    """Bounds [n] of one estimator beside those of the best sampled one, target by target, of these classes."""
+    gap, which = best - bound, np.array(classes)
     return {
         "estimator": estimator,
         "K": k,
         "decodes": decodes,
         "ELBO": -bound.mean().item(),
-        "stderr": bound.std().item() / math.sqrt(n),
+        "stderr": standard_error(bound.cpu().numpy(), which),
         "gap": gap.mean().item(),
-        "gap_stderr": gap.std().item() / math.sqrt(n),
-        "targets": n,
+        "gap_stderr": standard_error(gap.cpu().numpy(), which),
+        "targets": len(bound),
     }
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def markdown(rows: Sequence[Row], cell: str) -> str:
+def markdown(rows: Sequence[Row], cell: str, config: Config) -> str:
     """The rows for people."""
     largest = max(int(row["K"]) for row in rows)
     lines = [
         f"{cell}, {rows[0]['targets']} targets; minus the bound in nats per image, lower is better. "
-        f"Above K = {largest}: the difference to sampled addresses with that K, on the same targets.",
+        f"{described(config)}. Above K = {largest}: the difference to sampled addresses with that K, same targets.",
         "",
         f"| addresses | K | decodes | ELBO@K | ± s.e. | above K = {largest} | ± s.e. |",
         f"|{'---|' * 7}",

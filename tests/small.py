@@ -88,14 +88,16 @@ def main(folder: Path, *more: str) -> int:
 
 @contextmanager
 def as_it_was() -> Iterator[None]:
-    """What the program changes in its process is put back: signal handlers, validation of distributions."""
+    """What the program changes in its process is put back: signal handlers, validation of distributions, TF32."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     validates, load = Distribution._validate_args, parsers.glyphs.load
+    tf32 = torch.backends.cudnn.allow_tf32
     try:
         yield
     finally:
         parsers.glyphs.load = load
         Distribution.set_default_validate_args(validates)
+        torch.backends.cudnn.allow_tf32 = tf32
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

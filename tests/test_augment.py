@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -120,8 +121,7 @@ def loader(
     return EpisodeLoader(images, spec, 16, 1, "train", part, augmented)
 
 
-def test_a_class_in_a_memory_has_one_map_and_other_memories_other_maps(drawings: ClassImages) -> None:
-    e = loader(drawings, STILL).at(3)
+def test_a_class_in_a_memory_has_one_map_and_other_memories_and_steps_other_maps(drawings: ClassImages) -> None:
     plain = resample(drawings, 35, "nearest-exact").images.float()
     orbit = torch.stack(
         [p for i in plain.unsqueeze(1) for q in (i, i.mT) for p in [q.rot90(k, (1, 2)) for k in range(4)]]
@@ -131,13 +131,20 @@ def test_a_class_in_a_memory_has_one_map_and_other_memories_other_maps(drawings:
     def symmetry(image: Tensor, row: Tensor) -> int:
         return int((orbit[row] == image).flatten(1).all(1).nonzero()[0])
 
-    maps: dict[tuple[int, int], set[int]] = {}
-    for g in range(4):
+    maps: dict[tuple[int, int, int], set[int]] = {}
+    for step, g in product(range(4), range(4)):
+        e = loader(drawings, STILL).at(step)
         for images, rows, classes in ((e.x, e.x_index, e.x_class), (e.memory, e.memory_index, e.memory_class)):
             for image, row, c in zip(images[g], rows[g], classes[g], strict=True):
-                maps.setdefault((g, int(c)), set()).add(symmetry(image, row))
+                maps.setdefault((int(c), step, g), set()).add(symmetry(image, row))
     assert all(len(found) == 1 for found in maps.values())
-    assert len(set.union(*maps.values())) > 2
+    pairs = [(a, b) for a, b in combinations(maps, 2) if a[0] == b[0]]  # of one class
+    for of in (
+        [(a, b) for a, b in pairs if a[1] == b[1]],  # in memories of one step
+        [(a, b) for a, b in pairs if a[1] != b[1] and a[2] == b[2]],  # in the same place of two steps
+    ):
+        same = sum(maps[a] == maps[b] for a, b in of)
+        assert len(of) > 8 and same < len(of) / 2  # an eighth of them is expected
 
 
 def test_episodes_are_the_same_but_for_their_pixels(drawings: ClassImages) -> None:

@@ -381,7 +381,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ),
         (
             "train_data.mixture=[{timesteps: 4, max_img_per_class: 4, targets_per_memory: 3}]",
-            "train_data.mixture[0].targets_per_memory: 3 does not divide train_data.batch_size 256; use 1 or 2 or 4",
+            "train_data.mixture[0].targets_per_memory: 3 does not divide train_data.batch_size 256; use 2 or 4",
         ),
         (
             "train_data.mixture=[{timesteps: 20, max_img_per_class: 20}]",

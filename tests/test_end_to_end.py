@@ -20,7 +20,7 @@ import evaluator
 
 COLUMNS = "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
 CELLS = [(1, 1), (1, 3), (2, 1), (2, 3)]
-PARTS = ("address_accuracy", "bound", "kl_a", "kl_z")
+PARTS = ("address_accuracy", "bound", "kl_a", "kl_z", "target_class")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_every_table_that_is_set_aside_has_a_name_of_its_own(run: Path, caplog: 
             (run / f"table{suffix}").read_bytes() for suffix in (".csv", ".md", ".png", ".npz", ".resolved.yaml")
         ]
         assert main(run, "--test", f"test_spec.targets={targets}") == 0
-        assert f"is kept as {run}/table.before-{number}.*" in caplog.text
+        assert f"is now {run}/table.before-{number}.*" in caplog.text
         aside = [run / f"table.before-{number}{suffix}" for suffix in (".csv", ".md", ".png", ".npz", ".resolved.yaml")]
         assert [path.read_bytes() for path in aside] == content
     assert len(bounds(run)) == len(CELLS)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.episodes import Episodes
-from evaluator import TEST_DECODES_AT_ONCE, Ledger, importance_bounds, sizes_at_once, summary
+from evaluator import PARTS, TEST_DECODES_AT_ONCE, Ledger, importance_bounds, sizes_at_once, standard_error, summary
 from models.objectives import log_mean_exp
 from models.vma.vma import VMA, address_accuracy, kl_a
 from randomness import TargetNoise
@@ -49,6 +49,7 @@ def at_once(model: VMA, batch: Episodes, k: int) -> dict[str, Tensor]:
         "kl_a": kl_a(m, r),
         "kl_z": s.kl_z.mean(0),
         "address_accuracy": address_accuracy(r, batch),
+        "target_class": batch.x_class,
     }
     return {name: value[:, 0].double() for name, value in parts.items()}
 
@@ -134,7 +135,7 @@ def test_sizes_fit_the_budget(device: str, batch: int, chunk: int | None) -> Non
 
 def values(seed: int, n: int = 5) -> dict[str, np.ndarray]:
     numbers = np.random.default_rng(seed)
-    return {name: numbers.normal(size=n) for name in ("bound", "kl_a", "kl_z", "address_accuracy")}
+    return {name: numbers.normal(size=n) for name in PARTS}
 
 
 def same(a: dict[str, np.ndarray] | None, b: dict[str, np.ndarray]) -> bool:
@@ -216,7 +217,8 @@ def test_objects_are_not_unpickled(tmp_path: Path) -> None:
 
 def test_summary_is_mean_and_standard_error() -> None:
     parts = {name: np.array([1.0, 2.0, 6.0]) * scale for name, scale in [("kl_a", 1), ("kl_z", 2)]}
-    row = summary(2, 5, {"bound": np.array([-70.0, -80.0, -75.0]), "address_accuracy": np.ones(3) / 2, **parts}, 1000)
+    parts |= {"address_accuracy": np.ones(3) / 2, "target_class": np.array([4.0, 2.0, 9.0])}
+    row = summary(2, 5, {"bound": np.array([-70.0, -80.0, -75.0]), **parts}, 1000)
     assert row == {
         "max_batch_cls": 2,
         "timesteps": 5,
@@ -233,5 +235,22 @@ def test_summary_is_mean_and_standard_error() -> None:
 
 
 def test_one_target_has_no_standard_error() -> None:
-    row = summary(1, 1, {name: np.array([1.0]) for name in ("bound", "kl_a", "kl_z", "address_accuracy")}, 2)
+    row = summary(1, 1, {name: np.array([1.0]) for name in PARTS}, 2)
     assert math.isnan(row["stderr"])
+
+
+def test_the_standard_error_counts_classes() -> None:
+    """Where targets of a class are alike it is that of the mean over classes, and it covers as it should."""
+    random = np.random.default_rng(0)
+    means = random.normal(size=12)
+    alike = np.repeat(means, 5)
+    assert standard_error(alike, np.arange(60) // 5) == pytest.approx(means.std(ddof=1) / math.sqrt(12))
+    single = random.normal(size=12)
+    assert standard_error(single, random.permutation(12)) == pytest.approx(single.std(ddof=1) / math.sqrt(12))
+    # Classes of 10 with a correlation of 0.5 within: the mean of 40 classes has a variance of 0.5 / 40 + 0.5 / 400.
+    draws, truth = 2000, math.sqrt(0.5 / 40 + 0.5 / 400)
+    classes = np.arange(400) % 40
+    values = math.sqrt(0.5) * (random.normal(size=(draws, 40))[:, classes] + random.normal(size=(draws, 400)))
+    squares = np.array([standard_error(row, classes) ** 2 for row in values])
+    assert abs(squares.mean() - truth**2) < 4 * squares.std() / math.sqrt(draws)  # standard errors
+    assert np.mean([row.std(ddof=1) / 20 for row in values]) < 0.5 * truth  # what taking targets for independent gives

@@ -33,11 +33,46 @@ def nothing_changes() -> Iterator[None]:
 
 
 def test_the_bound_of_k_samples_is_the_mean_over_groups() -> None:
-    log_w = 30 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_w = 30 * torch.randn(24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for k in (1, 4, 24):
-        groups = [[log_w[first : first + k, i] for first in range(0, 24, k)] for i in range(3)]
-        expected = [sum(math.log(sum(map(math.exp, group)) / k) for group in of) / len(of) for of in groups]
-        assert estimator.nested(log_w, k).tolist() == pytest.approx(expected, rel=1e-12)
+        bounds = [math.log(sum(map(math.exp, log_w[first : first + k])) / k) for first in range(0, 24, k)]
+        assert estimator.nested(log_w, k).item() == pytest.approx(sum(bounds) / len(bounds), rel=1e-12)
+
+
+def test_every_row_is_the_mean_of_its_bound_over_groups_of_samples(
+    tiny_model: Callable[..., VMA], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exact sum too: summed over addresses first, then averaged over the groups of K."""
+    source = torch.Generator().manual_seed(2)
+    log_w = 5 * torch.randn(3, 12, generator=source, dtype=torch.float64)  # [n, K]
+    log_v = 5 * torch.randn(3, 6, 4, generator=source, dtype=torch.float64)  # [n, K, S]
+    drawn = [iter(log_w), iter(log_v)]
+    monkeypatch.setattr(estimator, "sampled_weights", lambda *args: next(drawn[0]))
+    monkeypatch.setattr(estimator, "address_weights", lambda *args: next(drawn[1]))
+    pictures = torch.zeros(1, 2, 20, 20, dtype=torch.float64)
+    number = torch.zeros(1, 2, dtype=torch.int64)
+
+    class Three:
+        def __len__(self) -> int:
+            return 3
+
+        def batch(self, which: slice) -> Episodes:
+            return Episodes(pictures[:, :1], pictures, number[:, :1] + which.start, number, number[:, :1], number)
+
+    found = estimator.measure(tiny_model(), Three(), ("k",), (1, 2, 3, 6, 12))  # type: ignore[arg-type]
+    assert [(row["estimator"][:5], row["K"]) for row in found] == [  # type: ignore[index]
+        ("sampl", 1), ("sampl", 2), ("sampl", 3), ("sampl", 6), ("sampl", 12),
+        ("exact", 1), ("exact", 2), ("exact", 3), ("exact", 6),
+    ]  # fmt: skip
+    for row in found:
+        k, bounds = int(row["K"]), []
+        for i in range(3):
+            weights = log_w[i].exp() if row["estimator"] == "sampled addresses" else log_v[i].exp().sum(1)
+            groups = [math.log(sum(weights[first : first + k]) / k) for first in range(0, len(weights), k)]
+            bounds.append(sum(groups) / len(groups))
+        mean = sum(bounds) / 3
+        spread = math.sqrt(sum((bound - mean) ** 2 for bound in bounds) / 2 / 3)
+        assert [row["ELBO"], row["stderr"]] == pytest.approx([-mean, spread], rel=1e-10)
 
 
 @torch.no_grad()
@@ -155,15 +190,41 @@ def test_the_ablations_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_nothing_takes_the_place_of_the_first_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, output = listed(tmp_path, LIST), tmp_path / "ablations"
     assert ablations.main([str(path), "--output", str(output), "--only", "other: K"]) == 0
-    assert "plain, is not done" in capsys.readouterr().out and not (output / "ablations.csv").exists()
+    assert "as the list says: plain" in capsys.readouterr().out and not (output / "ablations.csv").exists()
 
 
-def test_rows_of_another_test_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("change", ["test_spec.targets=5", "train_spec.steps=3"])
+def test_rows_that_were_done_with_another_list_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
     path, output = listed(tmp_path, LIST), tmp_path / "ablations"
-    assert ablations.main([str(path), "--output", str(output), "--only", "plain"]) == 0
-    changed = listed(tmp_path, LIST.replace("train_spec.steps=2", "train_spec.steps=2, test_spec.targets=5"))
-    assert ablations.main([str(changed), "--output", str(output), "--only", "other: K"]) == 2
-    assert "other: K" in capsys.readouterr().err
+    assert ablations.main([str(path), "--output", str(output)]) == 0
+    changed = str(listed(tmp_path, LIST.replace("train_spec.steps=2", f"train_spec.steps=2, {change}")))
+    assert ablations.main([changed, "--output", str(output), "--only", "plain"]) == 0
+    assert "not in the table, since they are not done as the list says: other: K\n" in capsys.readouterr().out
+    assert {row["row"] for row in rows(output / "ablations.csv")} == {"plain"}
+    assert ablations.main([changed, "--output", str(output)]) == 0
+    assert {row["row"] for row in rows(output / "ablations.csv")} == {"plain", "other: K"}
+
+
+@pytest.mark.parametrize("left", ["cells", "rubbish"])
+def test_a_study_goes_on_whatever_was_left_of_a_later_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str
+) -> None:
+    path, output = listed(tmp_path, LIST), tmp_path / "ablations"
+    command = [str(path), "--output", str(output)]
+    assert ablations.main(command) == 0
+    expected = (output / "ablations.csv").read_bytes()
+    ledger = output / "other: K" / "results.npz"
+    if left == "cells":  # as a stop in the second cell would leave it
+        with np.load(ledger) as file:
+            np.savez(ledger, **{name: file[name] for name in file.files if name.startswith("C=1 M=1")})
+    else:
+        ledger.write_bytes(b"PK rubbish")
+    assert ablations.main([*command, "--only", "plain"]) == 0
+    assert "not done as the list says: other: K\n" in capsys.readouterr().out
+    assert ablations.main(command) == 0
+    assert (output / "ablations.csv").read_bytes() == expected
 
 
 @pytest.mark.parametrize(

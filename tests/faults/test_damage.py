@@ -136,7 +136,7 @@ KEY = '{"seed": 0}'
 
 
 def values() -> evaluator.PerTarget:
-    return {name: np.linspace(0, 1, 7) for name in ("bound", "kl_a", "kl_z", "address_accuracy")}
+    return {name: np.linspace(0, 1, 7) for name in evaluator.PARTS}
 
 
 @pytest.fixture(scope="module")
