@@ -297,8 +297,9 @@ class Run:
         if changed := configuration.differences(trained, self.config, only=configuration.MODEL_KEYS):
             listed = "\n  ".join(changed)
             raise UserError(f"{path}: its model is not the one of this configuration:\n  {listed}")
-        if self.config.test_spec.subset != "test" and (choice := self._other_classes(state)):
-            raise UserError("\n  ".join([f"{path}: test_spec.subset would not be classes of its training:", *choice]))
+        subset = self.config.test_spec.subset
+        if subset != "test" and (choice := self._other_classes(state)):
+            raise UserError("\n  ".join([f"{path}: test_spec.subset: {subset} would be other classes:", *choice]))
         return state
 
     def _other_classes(self, state: dict[str, Any]) -> list[str]:

@@ -61,7 +61,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status, as that of run.py."""
+    """The exit status, as that of run.py.  Nothing is written before the end."""
     args = parser().parse_args(arguments)
     stop = StopRequest()
     stop.install()
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
-    config = configuration.load(args.config, [*roots(args.root), f"test_spec.targets={args.targets}"])
+    config = configuration.load(args.config, [*roots(args.root), *asked(args)])
     run = commands.Run(config, args.device, args.checkpoint, None, stop)
     where = run.device_for(train=False)
     model, images = run.trained(where), parsers.test_images(config, where)
@@ -88,6 +88,15 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     write_atomically(args.output / "estimator.png", draw(rows, cell))
     print(markdown(rows, cell, config))
     print(f"written: {args.output}/estimator.csv, .md, .png")
+
+
+def asked(args: argparse.Namespace) -> list[str]:
+    """The overrides that make the cell of the arguments the only one of the test, so that it is checked as such."""
+    return [
+        f"test_spec.targets={args.targets}",
+        f"test_spec.test_params.max_batch_cls=[{args.classes}]",
+        f"test_spec.test_params.timesteps=[{args.memory}]",
+    ]
 
 
 # --- the bounds -------------------------------------------------------------------------------------------------------

@@ -384,6 +384,10 @@ def test_any_text_is_read_or_refused(text: str) -> None:
             "train_data.mixture[0].targets_per_memory: 3 does not divide train_data.batch_size 256; use 2 or 4",
         ),
         (
+            "train_data.mixture=[{timesteps: 4, max_img_per_class: 4, targets_per_memory: 1000}]",
+            "train_data.mixture[0].targets_per_memory: 1000 does not divide train_data.batch_size 256; use 256",
+        ),
+        (
             "train_data.mixture=[{timesteps: 20, max_img_per_class: 20}]",
             "train_data.mixture[0].max_img_per_class: 20 puts 20 images of a class into a memory",
         ),

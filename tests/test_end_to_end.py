@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import as_it_was, board, config, curves, main, same_end
+from small import CPU, as_it_was, board, config, curves, main, same_end
 
 import checkpoints
+import commands
 import config as configuration
 import evaluator
+from interrupts import StopRequest
 
 COLUMNS = "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
 CELLS = [(1, 1), (1, 3), (2, 1), (2, 3)]
@@ -318,6 +320,30 @@ def test_the_log_is_lines_of_json(finished: Path) -> None:
     for line in (finished / "log.jsonl").read_text().splitlines():
         row = json.loads(line)
         assert {"part", "step", "bound"} <= row.keys()
+
+
+def test_samples_are_not_put_beside_training_images_of_another_choice(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def widths() -> list[int]:
+        assert main(run, "--sample", *more) == 0
+        return [Image.open(run / "samples" / f"C{c}_M{m}.png").width for c, m in CELLS]
+
+    more: list[str] = []
+    beside = widths()
+    assert "other classes" not in caplog.text
+    more = ["train_spec.seed=1"]  # holds other classes out
+    assert all(alone < both for alone, both in zip(widths(), beside, strict=True))
+    assert "the model was trained on other classes" in caplog.text
+
+
+def test_a_test_leaves_the_precision_of_training_as_it_was(run: Path) -> None:
+    with as_it_was():
+        one = commands.Run(config(run), None, None, None, StopRequest())
+        one.trained(CPU)
+        assert not torch.backends.cudnn.allow_tf32
+        one.trainer(run / "other.pt")
+        assert torch.backends.cudnn.allow_tf32
 
 
 def test_exported_weights_are_tested_and_sampled_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
