@@ -384,10 +384,6 @@ def test_any_text_is_read_or_refused(text: str) -> None:
             "train_data.mixture[0].targets_per_memory: 3 does not divide train_data.batch_size 256; use 2 or 4",
         ),
         (
-            "train_data.mixture=[{timesteps: 4, max_img_per_class: 4, targets_per_memory: 1000}]",
-            "train_data.mixture[0].targets_per_memory: 1000 does not divide train_data.batch_size 256; use 256",
-        ),
-        (
             "train_data.mixture=[{timesteps: 20, max_img_per_class: 20}]",
             "train_data.mixture[0].max_img_per_class: 20 puts 20 images of a class into a memory",
         ),
@@ -416,6 +412,11 @@ def test_a_wrong_value_is_named_with_what_was_expected(override: str, expected: 
     assert len(lines) == 1
     assert lines[0].startswith("--set: ")
     assert expected in lines[0]
+
+
+def test_targets_that_exceed_the_batch_are_refused_with_a_divisor() -> None:
+    said = refused("train_data.mixture=[{timesteps: 4, max_img_per_class: 4, targets_per_memory: 1000}]")
+    assert "targets_per_memory: 1000 does not divide train_data.batch_size 256; use 256\n" in said
 
 
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
