@@ -5,11 +5,13 @@ The sections come as they were read, each right by itself.  Nothing of `config` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from data.composition import EpisodeSpec
 
 if TYPE_CHECKING:
-    from config import DataConfig, ModelConfig, TestDataConfig, TestSpec, TrainDataConfig, TrainSpec
+    from config import DataConfig, MixtureConfig, ModelConfig, TestDataConfig, TestSpec, TrainDataConfig, TrainSpec
 
 _BACKGROUND_CLASSES = {"official": 964, "45-5": 1479}
 _EVALUATION_CLASSES = {"official": 659, "45-5": 144}
@@ -20,12 +22,6 @@ _SMALLEST_CLASS = {"omniglot": 20, "glyphs": 20, "mnist": 5421}  # images, in tr
 _SMALLEST_TEST_CLASS = {"omniglot": 20, "glyphs": 20, "mnist": 892}
 
 Problem: TypeAlias = tuple[str, str]  # dotted path, what is wrong and what would work
-
-
-class _Broken(NamedTuple):
-    rule: str  # names the rule, whatever the values are
-    field: str
-    reason: str
 
 
 def contradictions(sections: Mapping[str, Any]) -> Iterator[Problem]:
@@ -51,8 +47,9 @@ def _mixture(data: TrainDataConfig) -> Iterator[Problem]:
             near = " or ".join(_divisors_near(data.batch_size, targets))
             text = f"{targets} does not divide train_data.batch_size {data.batch_size}; use {near}"
             yield f"{section}.targets_per_memory", text
-        composed = data.model_copy(update={**one.model_dump(exclude={"weight"}), "batch_size": targets})
-        yield from _composition(section, composed, classes - held)
+        for key, text in episode_spec(one).problems(classes - held, _SMALLEST_CLASS[data.kind], data.batch_size):
+            if key != "batch_size":  # which is not a key of this section
+                yield f"{section}.{key}", text
 
 
 def _divisors_near(number: int, value: int) -> list[str]:
@@ -68,7 +65,7 @@ def _validation_memory(train: TrainDataConfig, val: DataConfig) -> Iterator[Prob
     yield from _composition("val_data", val, unlimited)
     if train.kind == "mnist" or not train.held_out_classes or any(_composition("val_data", val, unlimited)):
         return
-    if (needed := _most_classes(val)) > train.held_out_classes:
+    if (needed := episode_spec(val).most_classes) > train.held_out_classes:
         yield (
             "train_data.held_out_classes",
             f"{train.held_out_classes} classes are too few for a memory of val_data, which may need {needed} "
@@ -90,85 +87,21 @@ def _training_classes(data: DataConfig) -> int:
     return _DIGITS if data.kind == "mnist" else data.classes
 
 
-def _most_classes(data: DataConfig) -> int:
-    """The largest number of classes that a memory may need."""
-    if not data.timesteps:
-        return 0
-    if data.max_img_per_class:
-        return data.timesteps // data.max_img_per_class if data.exact else data.timesteps
-    number = data.max_batch_cls or 1
-    return number if data.exact else min(number, data.timesteps)
+def episode_spec(data: DataConfig | MixtureConfig) -> EpisodeSpec:
+    """How the memories of a section are composed."""
+    return EpisodeSpec(
+        timesteps=data.timesteps,
+        exact=data.exact,
+        max_img_per_class=data.max_img_per_class,
+        max_batch_cls=data.max_batch_cls,
+        targets_per_memory=getattr(data, "targets_per_memory", 1),
+    )
 
 
-def _most_images(data: DataConfig) -> int:
-    """The largest number of images of its own class that a target may meet in its memory."""
-    if data.max_img_per_class:
-        return data.max_img_per_class if data.exact else min(data.max_img_per_class, data.timesteps)
-    return data.timesteps // (data.max_batch_cls or 1) if data.exact else data.timesteps
-
-
-def _composition(section: str, data: DataConfig, pool: int) -> Iterator[Problem]:
-    """What keeps memories from being composed of `pool` classes, each with the nearest values that would work."""
-    broken = list(_broken_rules(data, pool))
-    for one in broken:
-        value = getattr(data, one.field)
-        yield f"{section}.{one.field}", f"{value} {one.reason}" + _way_out(one, broken, data, pool)
-
-
-def _way_out(one: _Broken, broken: Sequence[_Broken], data: DataConfig, pool: int) -> str:
-    value: int = getattr(data, one.field)
-    if one.rule == "choice":
-        return ""
-    allowed = {other.rule for other in broken} - {one.rule}
-
-    def works(number: int) -> bool:
-        changed = data.model_copy(update={one.field: number})
-        return all(other.rule in allowed for other in _broken_rules(changed, pool))
-
-    below = next((n for n in range(min(value, 2048) - 1, 0, -1) if works(n)), None)
-    above = next((n for n in range(value + 1, value + 257) if works(n)), None)
-    numbers = [str(n) for n in (below, above) if n]
-    return f"; use {' or '.join(numbers)}" if numbers else "; no value of it works with the others as they are"
-
-
-def _broken_rules(data: DataConfig, pool: int) -> Iterator[_Broken]:
-    yield from _broken_sharing(data)
-    key = "max_img_per_class" if data.max_img_per_class else "max_batch_cls"
-    if data.max_img_per_class and data.max_batch_cls:
-        text = f"is given beside max_batch_cls {data.max_batch_cls}; set one of them to null"
-        yield _Broken("choice", "max_img_per_class", text)
-        return
-    if not data.timesteps:
-        return
-    number: int | None = getattr(data, key)
-    if number is None:
-        yield _Broken("choice", "timesteps", "needs max_img_per_class or max_batch_cls and has neither; set one")
-        return
-    if data.exact and data.timesteps % number:
-        yield _Broken("multiple", "timesteps", f"is not a multiple of {key} {number}, which exact: true needs")
-        return
-    targets = getattr(data, "targets_per_memory", 1)
-    classes, own = _most_classes(data), _most_images(data)
-    if targets > 1 and key == "max_img_per_class" and data.exact and targets % classes:
-        text = f"is not a multiple of {classes}, the classes in a memory (timesteps {data.timesteps} / {key} {number})"
-        yield _Broken("targets", "targets_per_memory", text)
-    if classes > pool:
-        at_fault = "timesteps" if key == "max_img_per_class" else key
-        yield _Broken("classes", at_fault, f"may need {classes} classes in a memory and {pool} are there")
-    images, beside = _SMALLEST_CLASS[data.kind], max(1, targets // classes)
-    if own + beside > images:
-        at_fault = key if key == "max_img_per_class" else "timesteps"
-        text = f"puts {own} images of a class into a memory beside {beside} targets of it, and a class has {images}"
-        yield _Broken("images", at_fault, text + (f" (targets_per_memory {targets})" if beside > 1 else ""))
-
-
-def _broken_sharing(data: DataConfig) -> Iterator[_Broken]:
-    targets = getattr(data, "targets_per_memory", 1)
-    if data.batch_size % targets:
-        yield _Broken("batch", "batch_size", f"is not a multiple of targets_per_memory {targets}")
-    if targets > 1 and not (data.timesteps and data.max_img_per_class and data.exact):
-        text = "targets can share a memory only with max_img_per_class, exact: true and timesteps above 0"
-        yield _Broken("sharing", "targets_per_memory", text)
+def _composition(section: str, data: DataConfig, classes: int) -> Iterator[Problem]:
+    """What keeps memories from being composed of so many classes."""
+    for key, text in episode_spec(data).problems(classes, _SMALLEST_CLASS[data.kind], data.batch_size):
+        yield f"{section}.{key}", text
 
 
 def _test_grid(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:

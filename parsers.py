@@ -12,9 +12,11 @@ from torch.optim import lr_scheduler
 
 import autoencoders.omniglot.vma
 from config import Config, DataConfig, MixtureConfig, SchedulerSpec, TrainDataConfig, TrainSpec
+from config_rules import episode_spec
 from data import glyphs, mnist, omniglot
 from data.augment import Augment, Warp
-from data.episodes import Augmented, EpisodeLoader, EpisodeSpec, GridEpisodes, MixedLoader, spread_targets
+from data.composition import EpisodeSpec
+from data.episodes import Augmented, EpisodeLoader, GridEpisodes, MixedLoader, spread_targets
 from data.images import ClassImages, hold_out, resample
 from errors import UserError
 from models.distributions import LIKELIHOODS
@@ -107,7 +109,7 @@ def train_loader(config: Config, images: TrainingImages, part: Slice = Slice()) 
     augmented = _augmented(data, images.drawings)
 
     def loader(composition: TrainDataConfig | MixtureConfig) -> EpisodeLoader:
-        spec = _spec(composition, composition.targets_per_memory)
+        spec = episode_spec(composition)
         return EpisodeLoader(images.train, spec, data.batch_size, seed, "train", part, augmented)
 
     if not data.mixture:
@@ -132,7 +134,7 @@ def validation_loader(config: Config, images: TrainingImages) -> EpisodeLoader |
     if not images.held_out.num_classes:
         return None
     data = config.val_data
-    return EpisodeLoader(images.held_out, _spec(data), data.batch_size, config.train_spec.seed, "validation")
+    return EpisodeLoader(images.held_out, episode_spec(data), data.batch_size, config.train_spec.seed, "validation")
 
 
 def grid_episodes(config: Config, images: ClassImages, max_batch_cls: int, timesteps: int) -> GridEpisodes:
@@ -145,16 +147,6 @@ def grid_episodes(config: Config, images: ClassImages, max_batch_cls: int, times
 
 def cell_name(max_batch_cls: int, timesteps: int) -> str:
     return f"C={max_batch_cls} M={timesteps}"
-
-
-def _spec(data: DataConfig | MixtureConfig, targets_per_memory: int = 1) -> EpisodeSpec:
-    return EpisodeSpec(
-        timesteps=data.timesteps,
-        exact=data.exact,
-        max_img_per_class=data.max_img_per_class,
-        max_batch_cls=data.max_batch_cls,
-        targets_per_memory=targets_per_memory,
-    )
 
 
 # --- model ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ import config as configuration
 import evaluator
 import parsers
 from config import Config, DataConfig
-from data.episodes import EpisodeSpec, GridEpisodes, spread_targets
+from data.composition import EpisodeSpec
+from data.episodes import GridEpisodes, spread_targets
 from data.omniglot import DRAWERS, FOLDER, PARTS
 from errors import UserError
 from interrupts import StopRequest

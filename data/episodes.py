@@ -15,115 +15,10 @@ import torch
 from torch import Tensor
 
 from data.augment import Augment, Warp
+from data.composition import EpisodeSpec
 from data.images import ClassImages
 from errors import UserError
 from randomness import Slice, generator
-
-
-@dataclass(frozen=True)
-class EpisodeSpec:
-    """How a memory of `timesteps` images is composed; it never holds its target, and its images are distinct.
-
-    Exactly one of the two keys is given, unless the memory is empty:
-
-    `max_img_per_class: m`, exact      m images of the target's class and m of each of timesteps/m - 1 other classes.
-    `max_img_per_class: m`, not exact  U{1..min(m, timesteps)} of the own class, then U{1..min(m, what is left)} of one
-                                       other class after another until the memory is full.
-    `max_batch_cls: c`, exact          timesteps/c images of the own class and of each of c - 1 other classes.
-    `max_batch_cls: c`, not exact      n ~ U{1..min(c, timesteps)} classes.  n = 1: all of the own class.  Otherwise the
-                                       own class gives U{1..timesteps - n + 1} and n - 1 other classes share the rest,
-                                       each at least one, all splits equally likely.
-
-    `targets_per_memory: T` above 1 needs the first rule: each class in the memory is the own class of T/(timesteps/m)
-    targets, so that every single target sees the distribution of memories that it sees with T = 1.
-
-    Without `own_class`, a control, another class stands where the target's own would.
-    """
-
-    timesteps: int
-    exact: bool
-    max_img_per_class: int | None = None
-    max_batch_cls: int | None = None
-    targets_per_memory: int = 1
-    own_class: bool = True
-
-    @property
-    def most_classes(self) -> int:
-        """P, the largest number of classes that a memory may need."""
-        if self.max_img_per_class is not None:
-            return self.timesteps // self.max_img_per_class if self.exact else self.timesteps
-        limit = self.max_batch_cls or 0
-        return limit if self.exact else min(limit, self.timesteps)
-
-    @property
-    def most_images(self) -> int:
-        """R, the largest number of images that a memory may need of one class."""
-        if self.max_img_per_class is not None:
-            return self.max_img_per_class if self.exact else min(self.max_img_per_class, self.timesteps)
-        return self.timesteps // (self.max_batch_cls or 1) if self.exact else self.timesteps
-
-    def check(self, counts: Tensor) -> None:
-        """Raise a UserError, which names values that work, unless classes of `counts` [C] images always suffice."""
-        classes, smallest = len(counts), int(counts.min()) if len(counts) else 0
-        if smallest < 1:
-            raise UserError("episodes cannot be drawn: there is no class, or a class without images")
-        if self.timesteps and (self.max_img_per_class is None) == (self.max_batch_cls is None):
-            raise UserError("max_img_per_class, max_batch_cls: give exactly one of the two")
-        if found := self._problem(classes, smallest):
-            key, reason = found
-            raise UserError(f"{key}: {getattr(self, key)} {reason}; {self._way_out(key, classes, smallest)}")
-
-    def _problem(self, classes: int, smallest: int) -> tuple[str, str] | None:
-        """The key at fault and what is wrong with it, given the number of classes and the size of the smallest."""
-        if self.timesteps < 0:
-            return "timesteps", "is negative"
-        if self.targets_per_memory < 1:
-            return "targets_per_memory", "is not positive"
-        if self.timesteps == 0:
-            return ("targets_per_memory", "targets share an empty memory") if self.targets_per_memory > 1 else None
-        key = "max_batch_cls" if self.max_img_per_class is None else "max_img_per_class"
-        number = getattr(self, key)
-        if number < 1:
-            return key, "is not positive"
-        if self.exact and self.timesteps % number:
-            return "timesteps", f"is not a multiple of {key} {number}"
-        return self._sharing_problem() or self._size_problem(key, classes, smallest)
-
-    def _sharing_problem(self) -> tuple[str, str] | None:
-        if self.targets_per_memory == 1:
-            return None
-        if self.max_img_per_class is None or not self.exact or not self.own_class:
-            return "targets_per_memory", "targets can share a memory only with max_img_per_class and exact: true"
-        if self.targets_per_memory % self.most_classes:
-            return "targets_per_memory", f"is not a multiple of the {self.most_classes} classes in a memory"
-        return None
-
-    def _size_problem(self, key: str, classes: int, smallest: int) -> tuple[str, str] | None:
-        if (needed := self.most_classes + (not self.own_class)) > classes:
-            key = "timesteps" if key == "max_img_per_class" else key
-            return key, f"needs {needed} classes and there are {classes}"
-        targets = max(1, self.targets_per_memory // self.most_classes)  # of one class
-        if self.most_images + targets <= smallest:
-            return None
-        if key == "max_batch_cls":
-            key = "timesteps"
-        elif self.most_images < smallest:
-            key = "targets_per_memory"
-        return key, f"needs {self.most_images + targets} images in every class and the smallest has {smallest}"
-
-    def _way_out(self, key: str, classes: int, smallest: int) -> str:
-        """The nearest lower and the nearest higher value of `key` that would do, all else unchanged."""
-
-        def works(value: int) -> bool:
-            return replace(self, **{key: value})._problem(classes, smallest) is None  # type: ignore[arg-type]
-
-        value: int = getattr(self, key)
-        factors = self.timesteps, self.max_img_per_class or 0, self.max_batch_cls or 0
-        reach = max(value, 0) + max(factors) + 1  # a multiple of any of these is nearer
-        lower = next((v for v in range(value - 1, 0, -1) if works(v)), None)
-        higher = next((v for v in range(max(value + 1, 0), reach + 1) if works(v)), None)
-        found = [str(v) for v in (lower, higher) if v is not None]
-        return f"use {' or '.join(found)}" if found else f"no other {key} works with the rest of these settings"
 
 
 @dataclass(frozen=True)
@@ -306,7 +201,7 @@ class EpisodeLoader:
         augmented: Augmented | None = None,
     ) -> None:
         """Raises a UserError where the spec does not fit the classes or the batch does not divide."""
-        spec.check(images.counts)
+        spec.check(images.num_classes, int(images.counts.min()))
         unit = spec.targets_per_memory * part.world
         if batch_size < 1 or batch_size % unit:
             working = [str(size) for size in (batch_size // unit * unit, batch_size // unit * unit + unit) if size > 0]
@@ -373,7 +268,7 @@ class GridEpisodes:
         """Raises a UserError where the spec does not fit the classes."""
         if spec.targets_per_memory != 1:
             raise UserError(f"targets_per_memory: {spec.targets_per_memory} is for training; the test grid needs 1")
-        spec.check(images.counts)
+        spec.check(images.num_classes, int(images.counts.min()))
         numbers = _Numbers(generator("cpu", "grid", seed, cell))
         sampler = _Sampler(spec, images, "cpu")
         memories = sampler.memories(torch.arange(len(sampler.class_of)), numbers)  # [N, M]

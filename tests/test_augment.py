@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data import glyphs
 from data.augment import Augment, Warp
-from data.episodes import Augmented, EpisodeLoader, EpisodeSpec, MixedLoader
+from data.composition import EpisodeSpec
+from data.episodes import Augmented, EpisodeLoader, MixedLoader
 from data.images import ClassImages, resample
 from randomness import Slice
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import combinations, permutations, product
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data.episodes import EpisodeLoader, Episodes, EpisodeSpec, GridEpisodes, spread_targets
+from data.composition import EpisodeSpec
+from data.episodes import EpisodeLoader, Episodes, GridEpisodes, spread_targets
 from data.images import ClassImages
 from errors import UserError
 from randomness import Slice
@@ -337,81 +339,60 @@ def test_the_grid_follows_the_same_rule(spec: EpisodeSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec, counts, message",
+    "case",
     [
-        (EpisodeSpec(30, True, 4), [20] * 9, "timesteps: 30 is not a multiple of max_img_per_class 4; use 28 or 32"),
-        (EpisodeSpec(3, True, 4), [20] * 9, "timesteps: 3 is not a multiple of max_img_per_class 4; use 4"),
-        (EpisodeSpec(7, True, None, 3), [20] * 9, "timesteps: 7 is not a multiple of max_batch_cls 3; use 6 or 9"),
-        (
-            EpisodeSpec(20, False, None, 2),
-            [30, 20],
-            "timesteps: 20 needs 21 images in every class and the smallest has 20; use 19",
-        ),
-        (
-            EpisodeSpec(8, True, 4),
-            [9, 4, 6, 5],
-            "max_img_per_class: 4 needs 5 images in every class and the smallest has 4; use 2",
-        ),
-        (
-            EpisodeSpec(6, False, 4),
-            [4] * 9,
-            "max_img_per_class: 4 needs 5 images in every class and the smallest has 4; use 3",
-        ),
-        (EpisodeSpec(12, True, 4), [20] * 2, "timesteps: 12 needs 3 classes and there are 2; use 8"),
-        (EpisodeSpec(12, False, 4), [20] * 10, "timesteps: 12 needs 12 classes and there are 10; use 10"),
-        (EpisodeSpec(12, True, None, 6), [20] * 5, "max_batch_cls: 6 needs 6 classes and there are 5; use 4"),
-        (EpisodeSpec(12, False, None, 6), [20] * 5, "max_batch_cls: 6 needs 6 classes and there are 5; use 5"),
-        (
-            EpisodeSpec(8, True, None, 1),
-            [5] * 5,
-            "timesteps: 8 needs 9 images in every class and the smallest has 5; use 4",
-        ),
-        (
-            EpisodeSpec(8, True, 4, targets_per_memory=5),
-            [20] * 5,
-            "targets_per_memory: 5 is not a multiple of the 2 classes in a memory; use 4 or 6",
-        ),
-        (
-            EpisodeSpec(8, True, 4, targets_per_memory=10),
-            [7] * 5,
-            "targets_per_memory: 10 needs 9 images in every class and the smallest has 7; use 6",
-        ),
-        (
-            EpisodeSpec(8, False, 4, targets_per_memory=2),
-            [20] * 9,
-            "targets_per_memory: 2 targets can share a memory only with max_img_per_class and exact: true; use 1",
-        ),
-        (
-            EpisodeSpec(0, True, 4, targets_per_memory=2),
-            [20] * 9,
-            "targets_per_memory: 2 targets share an empty memory; use 1",
-        ),
-        (EpisodeSpec(8, True, 4, targets_per_memory=0), [20] * 9, "targets_per_memory: 0 is not positive; use 1"),
-        (EpisodeSpec(-2, False, 4), [20] * 9, "timesteps: -2 is negative; use 0"),
-        (EpisodeSpec(4, False, 0), [20] * 9, "max_img_per_class: 0 is not positive; use 1"),
-        (EpisodeSpec(4, False), [20] * 9, "max_img_per_class, max_batch_cls: give exactly one of the two"),
-        (EpisodeSpec(4, False, 4, 4), [20] * 9, "max_img_per_class, max_batch_cls: give exactly one of the two"),
-        (EpisodeSpec(4, True, 4), [1], "no other max_img_per_class works with the rest of these settings"),
-        (EpisodeSpec(4, False, 4), [20, 0], "a class without images"),
+        (EpisodeSpec(30, True, 4), (9, 20), "timesteps: 30 is not a multiple of max_img_per_class 4", "use 28 or 32"),
+        (EpisodeSpec(3, True, 4), (9, 20), "timesteps: 3 is not a multiple of max_img_per_class 4", "use 4"),
+        (EpisodeSpec(7, True, None, 3), (9, 20), "timesteps: 7 is not a multiple of max_batch_cls 3", "use 6 or 9"),
+        (EpisodeSpec(20, False, None, 2), (2, 20), "timesteps: 20 puts 20 images of a class into a memory", "use 19"),
+        (EpisodeSpec(8, True, 4), (4, 4), "max_img_per_class: 4 puts 4 images", "beside a target of it", "use 2"),
+        (EpisodeSpec(6, False, 4), (9, 4), "max_img_per_class: 4 puts 4 images", "a class has 4", "use 3"),
+        (EpisodeSpec(12, True, 4), (2, 20), "timesteps: 12 may need 3 classes in a memory and 2 are there", "use 8"),
+        (EpisodeSpec(12, False, 4), (10, 20), "timesteps: 12 may need 12 classes", "10 are there", "use 10"),
+        (EpisodeSpec(12, True, None, 6), (5, 20), "max_batch_cls: 6 may need 6 classes", "5 are there", "use 4"),
+        (EpisodeSpec(12, False, None, 6), (5, 20), "max_batch_cls: 6 may need 6 classes", "5 are there", "use 5"),
+        (EpisodeSpec(8, True, None, 1), (5, 5), "timesteps: 8 puts 8 images of a class", "a class has 5", "use 4"),
+        (EpisodeSpec(8, True, 4, targets_per_memory=5), (5, 20),
+         "targets_per_memory: 5 is not a multiple of 2, the classes in a memory (timesteps 8 / ", "use 4 or 6"),
+        (EpisodeSpec(8, True, 4, targets_per_memory=10), (5, 7),
+         "targets_per_memory: 10 puts 4 images", "beside 5 targets of it, and a class has 7", "use 6"),
+        (EpisodeSpec(8, True, 4, targets_per_memory=16), (9, 11),
+         "max_img_per_class: 4 puts 4 images", "beside 8 targets of it", "use 2"),
+        (EpisodeSpec(8, False, 4, targets_per_memory=2), (9, 20),
+         "targets_per_memory: 2 targets can share a memory only with max_img_per_class, exact: true", "use 1"),
+        (EpisodeSpec(0, True, 4, targets_per_memory=2), (9, 20),
+         "targets_per_memory: 2 targets can share", "timesteps above 0", "use 1"),
+        (EpisodeSpec(8, True, 4, targets_per_memory=0), (9, 20), "targets_per_memory: 0 is less than 1", "use 1"),
+        (EpisodeSpec(-2, False, 4), (9, 20), "timesteps: -2 is less than 0", "use 0"),
+        (EpisodeSpec(4, False, 0), (9, 20), "max_img_per_class: 0 is less than 1", "use 1"),
+        (EpisodeSpec(4, False), (9, 20), "timesteps: 4 needs max_img_per_class or max_batch_cls", "set one"),
+        (EpisodeSpec(4, False, 4, 4), (9, 20), "max_img_per_class: 4 is given beside max_batch_cls 4", "one of them"),
+        (EpisodeSpec(4, True, 4), (1, 1), "max_img_per_class: 4", "no value of it works with the others as they are"),
+        (EpisodeSpec(4, False, 4), (2, 0), "episodes cannot be drawn", "a class without images"),
     ],
-)
-def test_a_spec_that_does_not_fit_is_refused_with_what_would(
-    spec: EpisodeSpec, counts: list[int], message: str
-) -> None:
+)  # fmt: skip
+def test_a_spec_that_does_not_fit_is_refused_with_what_would(case: tuple[Any, ...]) -> None:
+    spec, (classes, smallest), *said = case
     with pytest.raises(UserError) as caught:
-        spec.check(torch.tensor(counts))
-    assert message in str(caught.value)
+        spec.check(classes, smallest)
+    for part in said:
+        assert part in str(caught.value)
 
 
-def test_every_value_that_an_error_names_works() -> None:
+def test_every_value_that_a_problem_names_works() -> None:
+    """Where there is one problem; each of several says what would solve it alone."""
+    named = 0
     for m, size, t in product([1, 2, 3, 5], range(1, 9), [1, 2, 3, 4]):
         for spec in (EpisodeSpec(size, True, m, targets_per_memory=t), EpisodeSpec(size, False, None, m)):
-            try:
-                spec.check(torch.tensor([4, 5, 4]))
-            except UserError as e:
-                key, advice = str(e).split(":")[0], str(e).split("; ")[-1]
-                for value in advice.removeprefix("use ").split(" or ") if advice.startswith("use ") else []:
-                    EpisodeSpec(**{**vars(spec), key: int(value)}).check(torch.tensor([4, 5, 4]))
+            problems = list(spec.problems(3, 4))
+            if len(problems) != 1:
+                continue
+            key, text = problems[0]
+            way_out = text.split("; ")[-1]
+            for value in way_out.removeprefix("use ").split(" or ") if way_out.startswith("use ") else []:
+                named += 1
+                assert not list(EpisodeSpec(**{**vars(spec), key: int(value)}).problems(3, 4))
+    assert named > 100
 
 
 def test_loader_and_grid_refuse_what_they_cannot_do() -> None:
@@ -482,5 +463,5 @@ def test_without_the_own_class_memories_hold_others_only(most: int, timesteps: i
 
 def test_the_control_needs_a_class_more() -> None:
     images = ClassImages(torch.zeros(20, 4, 4, dtype=torch.uint8), torch.full((2,), 10), ("a", "b"))
-    with pytest.raises(UserError, match="max_batch_cls: 2 needs 3 classes and there are 2; use 1"):
+    with pytest.raises(UserError, match="max_batch_cls: 2 may need 2 classes in a memory beside that of the target"):
         GridEpisodes(images, EpisodeSpec(4, False, None, 2, own_class=False), torch.arange(20), 0, "control")
