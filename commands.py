@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import OutOfMemoryError, nn
+from torch import OutOfMemoryError, Tensor, nn
 from torch.distributions import Distribution
 from tqdm import tqdm
 
@@ -90,6 +90,8 @@ class Run:
             if state is not None:
                 trainer.resume(state)
                 self._say(f"resuming {path} at step {trainer.progress.step}")
+            elif self.config.train_spec.init_from is not None:
+                trainer.begin_with(self.processes.on_main(self._weights_to_begin_with))
             with self.stop.deferred():  # it imports TensorBoard
                 journal = self._journal(trainer.progress.step or None) if main else Journal(None, None, None)
             try:
@@ -292,15 +294,25 @@ class Run:
         if not path.exists():
             missing = DataError if self._named else UserError
             raise missing(f"{path}: there is no such checkpoint; train first (--train) or name one with --checkpoint")
-        state = checkpoints.load(path)
-        trained = _config_of(path, state)
-        if changed := configuration.differences(trained, self.config, only=configuration.MODEL_KEYS):
-            listed = "\n  ".join(changed)
-            raise UserError(f"{path}: its model is not the one of this configuration:\n  {listed}")
+        state = self._of_this_model(path)
         subset = self.config.test_spec.subset
         if subset != "test" and (choice := self._other_classes(state)):
             raise UserError("\n  ".join([f"{path}: test_spec.subset: {subset} would be other classes:", *choice]))
         return state
+
+    def _of_this_model(self, path: Path) -> dict[str, Any]:
+        """The checkpoint in `path`.  Raises UserError, DataError."""
+        state = checkpoints.load(path)
+        if changed := configuration.differences(_config_of(path, state), self.config, only=configuration.MODEL_KEYS):
+            raise UserError("\n  ".join([f"{path}: its model is not the one of this configuration:", *changed]))
+        return state
+
+    def _weights_to_begin_with(self) -> dict[str, Tensor]:
+        path = Path(self.config.train_spec.init_from or "")
+        state = self._of_this_model(path)
+        if self._other_classes(state):
+            _log.warning("%s: trained on other classes; those that are held out now may be among them", path)
+        return state["model"]
 
     def _other_classes(self, state: dict[str, Any]) -> list[str]:
         """What makes the training and held-out classes of a checkpoint others than those of the configuration."""

@@ -286,6 +286,7 @@ class TrainSpec(_Section):
     checkpoint_path: Text
     log_file: Text | None = None
     gpus: Gpus = "auto"
+    init_from: Text | None = None  # weights to begin with
     steps: Positive
     optimizer: Optimizer = "Adam"
     lr: Annotated[float, Field(gt=0)]

@@ -331,6 +331,12 @@ class Trainer:
     def _saved(self, model: nn.Module) -> dict[str, Any]:
         return {"config": self.config, "model": model.state_dict(), "progress": vars(self.progress).copy()}
 
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Take these weights instead of random ones."""
+        self.model.load_state_dict(weights)
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(weights)
+
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from what `save_state` wrote."""
         self.model.load_state_dict(state["model"])

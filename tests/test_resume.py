@@ -43,6 +43,46 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return run
 
 
+def test_a_training_may_begin_with_the_weights_of_another(
+    whole: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step that moves nothing leaves them, in the moving average too; a resumed run does not begin again."""
+    weights = whole("plain") / "vma.pt"
+    given = f"train_spec.init_from={weights}"
+    still = ("train_spec.steps=1", "train_spec.lr=1e-30", "train_spec.ema_decay=0.9")
+    assert main(tmp_path / "still", "--train", given, *still) == 0
+    assert same_weights(tmp_path / "still" / "vma.pt", weights)
+    assert not caplog.text
+
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert main(once, "--train", given, "train_spec.seed=1") == 0
+    assert "those that are held out now may be among them" in caplog.text
+    assert main(twice, "--train", given, "train_spec.seed=1", "train_spec.steps=4") == 0
+    assert main(twice, "--train", given, "train_spec.seed=1") == 0
+    assert same_end(once, twice)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        ("model.latent_dim=5", 2, "model.latent_dim: 4 in the checkpoint, 5 now"),
+        ("train_spec.init_from=absent.pt", 3, "absent.pt: cannot be read"),
+    ],
+)
+def test_weights_to_begin_with_that_do_not_fit_are_refused(
+    whole: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    status: int,
+    said: str,
+) -> None:
+    given = f"train_spec.init_from={whole('plain') / 'vma.pt'}"
+    assert main(tmp_path, "--train", given, change) == status
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "vma.pt").exists()
+
+
 class SignalAt:
     """Sends this process a signal when the `nth` batch with this address is drawn, and then no more."""
 
