@@ -53,11 +53,15 @@ class Run:
 
         With `auto` a training takes as many of the GPUs as its batch divides among.
         """
-        if self.processes.world > 1:
+        if processes.placed():
             return 1
         found = len(parsers.devices_of(self._gpus(train), self._device))
-        automatic = (self._device or self._gpus(train)) == "auto"
-        return parsers.most_processes(self.config.train_data, found) if train and automatic else found
+        if not train or (self._device or self._gpus(train)) != "auto":
+            return found
+        number = parsers.most_processes(self.config.train_data, found)
+        if number < found:
+            _log.warning("%d of %d GPUs are used: among more the batch of train_data does not divide", number, found)
+        return number
 
     @contextlib.contextmanager
     def together(self, train: bool) -> Iterator[None]:
@@ -86,12 +90,12 @@ class Run:
             self.processes.on_main(lambda: stack.enter_context(checkpoints.held(path)))
             state = self.processes.on_main(lambda: None if restart else self._state_to_resume(path))
             trainer = self.trainer(path)
+            if state is None and self.config.train_spec.init_from is not None:
+                trainer.begin_with(self.processes.on_main(self._weights_to_begin_with))
             self.processes.on_main(lambda: self._begin(trainer, restart))
             if state is not None:
                 trainer.resume(state)
                 self._say(f"resuming {path} at step {trainer.progress.step}")
-            elif self.config.train_spec.init_from is not None:
-                trainer.begin_with(self.processes.on_main(self._weights_to_begin_with))
             with self.stop.deferred():  # it imports TensorBoard
                 journal = self._journal(trainer.progress.step or None) if main else Journal(None, None, None)
             try:
@@ -190,6 +194,7 @@ class Run:
                     damaged = error
                 else:
                     self._check_same_run(candidate, state)
+                    self._check_log(state)
                     return state
         if damaged is not None:
             raise DataError(f"{damaged}; no other state of this run is whole, so train anew with --restart")
@@ -198,13 +203,22 @@ class Run:
                 f"{path}: weights without the state of a run, so training would overwrite them; overwrite them with "
                 "--restart, or choose another train_spec.checkpoint_path"
             )
-        log_file = Path(self.config.train_spec.log_file or "")
-        if log_file.is_file() and log_file.stat().st_size:
-            raise UserError(
-                f"train_spec.log_file: {log_file} holds the log of another run, and {path} has none to resume; choose "
-                "another log_file, or train anew with --restart"
-            )
+        self._check_log(None)
         return None
+
+    def _check_log(self, state: dict[str, Any] | None) -> None:
+        """Rows may be added to the log of this run, wherever it was moved, not to one of another.  Raises UserError."""
+        log_file = self.config.train_spec.log_file
+        earlier = configuration.parse(state["config"], "state").train_spec.log_file if state else None
+        if log_file in (None, earlier):
+            return
+        rows = Path(log_file).read_bytes() if Path(log_file).is_file() else b""
+        own = state is not None and f'"seconds": {state["progress"]["seconds"]!r}'.encode() in rows
+        if rows and not own:
+            raise UserError(
+                f"train_spec.log_file: {log_file} holds the log of another run; choose another log_file, or train anew "
+                "with --restart, which replaces it"
+            )
 
     def _check_same_run(self, path: Path, state: dict[str, Any]) -> None:
         ignored = configuration.MAY_CHANGE_ON_RESUME
@@ -278,9 +292,10 @@ class Run:
         return model.eval()
 
     def export(self, path: Path) -> None:
-        """Write the weights of the checkpoint, with their configuration, for others.  Raises UserError, OSError."""
-        if path.suffix != checkpoints.EXPORTED:
-            raise UserError(f"--export {path}: the name must end in {checkpoints.EXPORTED}")
+        """Write the weights of the checkpoint, with their configuration, for others.  Raises UserError, OSError.
+
+        To be read again, the name must end in .safetensors.
+        """
         if self.processes.main:
             state = self._checkpoint()
             checkpoints.export(path, state["model"], state["config"])
@@ -309,6 +324,8 @@ class Run:
 
     def _weights_to_begin_with(self) -> dict[str, Tensor]:
         path = Path(self.config.train_spec.init_from or "")
+        if not path.exists():
+            raise DataError(f"train_spec.init_from: {path}: there is no such checkpoint")
         state = self._of_this_model(path)
         if self._other_classes(state):
             _log.warning("%s: trained on other classes; those that are held out now may be among them", path)

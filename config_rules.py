@@ -42,21 +42,9 @@ def _mixture(data: TrainDataConfig) -> Iterator[Problem]:
     classes = _training_classes(data)
     held = data.held_out_classes if data.held_out_classes < classes else 0
     for number, one in enumerate(data.mixture):
-        section, targets = f"train_data.mixture[{number}]", one.targets_per_memory
-        if data.batch_size % targets:
-            near = " or ".join(_divisors_near(data.batch_size, targets))
-            text = f"{targets} does not divide train_data.batch_size {data.batch_size}; use {near}"
-            yield f"{section}.targets_per_memory", text
-        for key, text in episode_spec(one).problems(classes - held, _SMALLEST_CLASS[data.kind], data.batch_size):
-            if key != "batch_size":  # which is not a key of this section
-                yield f"{section}.{key}", text
-
-
-def _divisors_near(number: int, value: int) -> list[str]:
-    """The nearest lower divisor of `number`, as far as one would look, and a higher one that is not far."""
-    below = next(n for n in range(min(value, number, 2048), 0, -1) if number % n == 0)
-    above = next((n for n in range(value + 1, min(number, value + 256) + 1) if number % n == 0), None)
-    return [str(n) for n in (below, above) if n]
+        spec, smallest = episode_spec(one), _SMALLEST_CLASS[data.kind]
+        for key, text in spec.problems(classes - held, smallest, data.batch_size, fixed=("batch_size",)):
+            yield f"train_data.mixture[{number}].{key}", text
 
 
 def _validation_memory(train: TrainDataConfig, val: DataConfig) -> Iterator[Problem]:
@@ -184,7 +172,12 @@ def _test_size(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
 
 
 def _files(train: TrainSpec, test: TestSpec) -> Iterator[Problem]:
-    """Files that are written must not be written over."""
+    """Files that are written must not be written over, and be read as what they are."""
+    if train.checkpoint_path.endswith(".safetensors"):
+        text = f"{train.checkpoint_path} would be taken for exported weights; use another ending, such as .pt"
+        yield "train_spec.checkpoint_path", text
+    if train.checkpoint_path == test.output_file:
+        yield "train_spec.checkpoint_path", f"{train.checkpoint_path} is the name of the table; choose another"
     if not test.output_file.endswith(".csv"):
         yield "test_spec.output_file", f"{test.output_file} does not end in .csv, as the names of its neighbours need"
     if train.log_file in (train.checkpoint_path, test.output_file):

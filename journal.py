@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -63,6 +64,11 @@ class Journal:
             with self._file.open("a") as file:
                 file.write(f"{row}\n")
 
+    def _sync(self) -> None:
+        if self._file is not None and self._file.is_file():
+            with self._file.open("a") as file:
+                os.fsync(file.fileno())
+
     def _plot(self, part: str, step: int, values: Mapping[str, float]) -> None:
         if self._board is not None:
             for name, value in values.items():
@@ -76,6 +82,7 @@ class Journal:
 
     def flush(self) -> None:
         """Have all on the disk, before a state is saved that will not write it again."""
+        self._attempt(self._sync)
         if self._board is not None:
             self._attempt(self._board.flush)
 

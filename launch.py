@@ -92,7 +92,8 @@ def _environment(rank: int, world: int, port: int) -> dict[str, str]:
         {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world))}
     )
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {**os.environ, **threads, **{name: str(value) for name, value in place.items()}}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
+    return {**inherited, **threads, **{name: str(value) for name, value in place.items()}}
 
 
 @contextlib.contextmanager

@@ -132,6 +132,11 @@ def from_environment() -> Processes:
     return Processes(rank, world, local)
 
 
+def placed() -> bool:
+    """Whether someone has given this process its place, be it the only one."""
+    return "WORLD_SIZE" in os.environ
+
+
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 

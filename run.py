@@ -56,6 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = p.parse_args(arguments)
     if not (args.train or args.test or args.sample or args.export or args.replay):
         p.error("nothing to do: give --train, --test or --sample")
+    if args.restart and not args.train:
+        p.error("--restart is for --train")
+    if args.checkpoint and not (args.test or args.sample or args.export):
+        p.error("--checkpoint is for --test, --sample and --export; to train from weights, set train_spec.init_from")
+    if args.export and args.export.suffix != ".safetensors":
+        p.error(f"--export {args.export}: the name must end in .safetensors")
     given = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = StopRequest()

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import checkpoints
@@ -26,7 +26,6 @@ from randomness import StepNoise
 
 Metrics = dict[str, float]
 Sums = dict[str, tuple[float, int]]
-Tensors = list[Tensor] | tuple[Tensor, ...]
 
 _NOTHING = (0.0, 0)
 
@@ -143,14 +142,14 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.processes = processes
         self.loss = processes.parallel(Loss(model), self.device)
-        self.averaged = AveragedModel(model, multi_avg_fn=self._average) if plan.ema_decay else None
+        self.averaged = copy.deepcopy(model).requires_grad_(False) if plan.ema_decay else None
         self.progress = Progress()
         self.means = Means()  # of the steps since the last row of the log
 
     @property
     def evaluated(self) -> nn.Module:
         """The model that is validated and saved: the moving average where there is one."""
-        return self.averaged.module if self.averaged is not None else self.model
+        return self.averaged if self.averaged is not None else self.model
 
     @property
     def state_path(self) -> Path:
@@ -181,7 +180,7 @@ class Trainer:
 
     def _loop(self, journal: Journal, bar: tqdm) -> None:
         plan, progress = self.plan, self.progress
-        if not self.state_path.exists():
+        if not self.processes.on_main(self.state_path.exists):  # others may not see the disk of the first
             self._save(journal)  # so that weights never stand without the state of their run
         reported, since = progress.step, time.monotonic()
         while progress.step < plan.steps:
@@ -229,24 +228,34 @@ class Trainer:
         if self.scheduler is not None:
             self.scheduler.step()
         if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
+            self._average(self.averaged)
         self.progress.step += 1
         return {"loss": loss, "gradient_norm": norm, **metrics}
 
     @torch.no_grad()
-    def _average(self, averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
-        """A moving average whose decay rises to `ema_decay`, so that the first weights are soon forgotten."""
-        step = self.progress.step  # equals `updates`, a tensor that would have to be waited for
-        torch._foreach_lerp_(averaged, current, 1 - min(self.plan.ema_decay, (1 + step) / (10 + step)))
+    def _average(self, averaged: nn.Module) -> None:
+        """A moving average whose decay rises to `ema_decay`, so that the first weights are soon forgotten.
+
+        `torch.optim.swa_utils.AveragedModel` counts its updates in a tensor, for which a step would have to wait.
+        """
+        decay = min(self.plan.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
+        torch._foreach_lerp_(list(averaged.parameters()), list(self.model.parameters()), 1 - decay)
 
     def gradient(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Loss, clipped gradient's norm before clipping, and metrics [B] of the present step; weights stay."""
+        """Loss, clipped gradient's norm before clipping, and metrics [B] of the present step; weights stay.
+
+        Raises:
+            NonFiniteError: in the first step, where distributions check what they get.
+        """
         number, plan = self.progress.step, self.plan
         Distribution.set_default_validate_args(number == 0)  # it doubles the cost of a likelihood
         noise = StepNoise(self.device, plan.seed, "train", number, part=self.processes.part)
         with self.processes.watched():
             with self._autocast():
-                loss, metrics = self.loss(self.train.at(number), noise)
+                try:
+                    loss, metrics = self.loss(self.train.at(number), noise)
+                except ValueError as error:
+                    raise NonFiniteError(f"step {number}: {str(error).splitlines()[0]}") from error
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         return loss, nn.utils.clip_grad_norm_(self.model.parameters(), plan.grad_clip or math.inf), metrics
@@ -335,7 +344,7 @@ class Trainer:
         """Take these weights instead of random ones."""
         self.model.load_state_dict(weights)
         if self.averaged is not None:
-            self.averaged.module.load_state_dict(weights)
+            self.averaged.load_state_dict(weights)
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from what `save_state` wrote."""

@@ -35,6 +35,7 @@ class Rows:
     targets: int  # images, through both encoders
     decodes: int  # codes through the decoder
     at_once: int  # as many codes are decoded at once, the last time what is left
+    beforehand: int = 0  # codes that in training go through the decoder without gradient
 
     def counts(self) -> dict[str, int]:
         """Rows through each network, as `counted` counts them."""
@@ -42,25 +43,32 @@ class Rows:
             "address encoder": self.memory + self.targets,
             "feature encoder": self.picked + self.targets,
             "skip parts": self.picked,
-            "decoder": self.decodes,
+            "decoder": self.decodes + self.beforehand,
         }
 
 
 def rows_of_training(config: Config, model: VMA, train: Batches) -> Rows:
     """Rows of a step of `train`; of images that are picked, as many as `model` picks at the beginning, on average.
 
-    With objective marginal every address is decoded, and nothing is picked.
+    With objective marginal every address is decoded, and nothing is picked.  With `backward` one a single sample of
+    each target is decoded with gradient, and all before without it.
     """
     data, k = config.train_data, config.model.importance_num
     memory = data.batch_size // data.targets_per_memory * data.timesteps + config.model.num_dummies
     if config.train_spec.objective == "marginal":
         decodes = k * data.batch_size * (data.timesteps + config.model.num_dummies)
-        return Rows(memory, memory, data.batch_size, decodes, decodes)
+        return _of_training(config, memory, memory, decodes)
     with torch.no_grad(), picks() as picked:
         for step in range(_STEPS):
             model.loss(train.at(step), StepNoise(model.dummies.device, config.train_spec.seed, "train", step))
-    decodes = k * data.batch_size
-    return Rows(memory, round(sum(picked) / len(picked)), data.batch_size, decodes, decodes)
+    return _of_training(config, memory, round(sum(picked) / len(picked)), k * data.batch_size)
+
+
+def _of_training(config: Config, memory: int, picked: int, decodes: int) -> Rows:
+    targets = config.train_data.batch_size
+    if config.train_spec.backward == "one":
+        return Rows(memory, picked, targets, targets, targets, beforehand=decodes)
+    return Rows(memory, picked, targets, decodes, decodes)
 
 
 def rows_of_test(config: Config, batch: Scoring, memory: int) -> Rows:
@@ -85,19 +93,21 @@ class Floor:
             (torch.rand(n, side, side, device=self.device) < _INK).float()
             for n in (rows.memory, rows.picked, rows.targets)
         )
-        with torch.no_grad(), self._arithmetic():
-            _, maps = model.encoder(self.targets[:1])
-            skips = [part.expand(rows.at_once, *part.shape[1:]) for part in self._decoder.skip_parts(maps)]
-        self.skips = tuple(
-            part.contiguous(memory_format=torch.channels_last).requires_grad_(training) for part in skips
-        )
-        self.code = torch.randn(
-            rows.at_once, 2 * model.p_x.code.out_features, device=self.device, requires_grad=training
-        )
+        self.code, self.skips = self._inputs(rows.at_once, training)
+        self.code_before, self.skips_before = self._inputs(rows.beforehand, False)
         self._gradients: list[Tensor] = []
         self._work = self._step if training else self._batch
         if training:
             self._gradients = [torch.randn_like(output) for output in self._outputs()]
+
+    def _inputs(self, number: int, gradient: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Random codes and skip parts for so many decodes."""
+        with torch.no_grad(), self._arithmetic():
+            _, maps = self.model.encoder(self.targets[:1])
+            parts = [part.expand(number, *part.shape[1:]) for part in self._decoder.skip_parts(maps)]
+        code = torch.randn(number, 2 * self.model.p_x.code.out_features, device=self.device)
+        skips = tuple(part.contiguous(memory_format=torch.channels_last).requires_grad_(gradient) for part in parts)
+        return code.requires_grad_(gradient), skips
 
     @property
     def _decoder(self) -> Any:
@@ -124,6 +134,9 @@ class Floor:
             query, _ = self.model.address_encoder(self.targets)
             features, _ = self.model.encoder(self.targets)
             outputs = [keys, vectors, *skips, query, features]
+            if self.rows.beforehand:
+                with torch.no_grad():
+                    self._decoder(self.code_before, self.skips_before)
             for first in range(0, self.rows.decodes, self.rows.at_once):
                 left = self.rows.decodes - first
                 if left >= self.rows.at_once:  # a slice of everything would cost a copy in the backward pass

@@ -73,10 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace) -> int:
     """The exit status: 1 where a part gave no numbers.  Raises UserError and OSError."""
+    import torch
+
     import parsers
     from benchmarks import figure, hardware, report, speed, subjects
 
     device, say = parsers.device_of("auto", args.device), speaker()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # graphs are captured on the current one
     batch = args.batch or (_CPU_BATCH if device.type == "cpu" else None)
     overrides = [*args.overrides, *([f"train_data.batch_size={batch}"] if batch else [])]
     benchmark = subjects.benchmark(args.config, overrides, device, args.rounds, args.seconds, args.quick)

@@ -3,7 +3,7 @@
 No torch here, so that a mistake in a configuration is answered at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,8 +12,7 @@ from errors import UserError
 
 class _Broken(NamedTuple):
     rule: str  # names the rule, whatever the values are
-    keys: tuple[str, ...]  # that may be at fault, the likeliest first
-    reason: str
+    reasons: Mapping[str, str]  # by the key that may be at fault, the likeliest first
 
 
 @dataclass(frozen=True)
@@ -67,38 +66,49 @@ class EpisodeSpec:
         for key, text in self.problems(classes, smallest):
             raise UserError(f"{key}: {text}")
 
-    def problems(self, classes: int, smallest: int, batch_size: int | None = None) -> Iterator[tuple[str, str]]:
+    def problems(
+        self, classes: int, smallest: int, batch_size: int | None = None, fixed: Collection[str] = ()
+    ) -> Iterator[tuple[str, str]]:
         """Keys at fault, and what is wrong with them and would work: the nearest values, all else unchanged.
 
-        `smallest` is the number of images of the smallest class; `batch_size` that of targets, where it is known.
+        `smallest` is the number of images of the smallest class; `batch_size` that of targets, where it is known;
+        `fixed` names keys that stand elsewhere.  What solves all problems at once goes before what solves one.
         """
         given = {**vars(self), "batch_size": batch_size}
         broken = list(self._broken(classes, smallest, batch_size))
         for one in broken:
-            allowed = {other.rule for other in broken} - {one.rule}
-            found = {key: _working(given, key, allowed, classes, smallest) for key in one.keys}
-            key = next((key for key, values in found.items() if values), one.keys[0])
-            values = " or ".join(map(str, found[key]))
+            keys = [key for key in one.reasons if key not in fixed]
+            others = {other.rule for other in broken} - {one.rule}
+            tries = (
+                (key, _working(given, key, allowed, classes, smallest)) for allowed in ((), others) for key in keys
+            )
+            key, found = next((found for found in tries if found[1]), (keys[0], []))
+            values = " or ".join(map(str, found))
             way_out = f"use {values}" if values else "no value of it works with the others as they are"
-            yield key, f"{given[key]} {one.reason}" + (f"; {way_out}" if one.rule != "choice" else "")
+            yield key, f"{given[key]} {one.reasons[key]}" + (f"; {way_out}" if one.rule != "choice" else "")
 
     def _broken(self, classes: int, smallest: int, batch_size: int | None) -> Iterator[_Broken]:
         targets = self.targets_per_memory
         negative = [key for key, least in _LEAST.items() if (value := getattr(self, key)) is not None and value < least]
         for key in negative:
-            yield _Broken(key, (key,), f"is less than {_LEAST[key]}")
+            yield _Broken(key, {key: f"is less than {_LEAST[key]}"})
         if negative:
             return
         if batch_size is not None and batch_size % targets:
-            yield _Broken("batch", ("batch_size",), f"is not a multiple of targets_per_memory {targets}")
+            reasons = {
+                "batch_size": f"is not a multiple of targets_per_memory {targets}",
+                "targets_per_memory": f"does not divide batch_size {batch_size}",
+            }
+            yield _Broken("batch", reasons)
         if targets > 1 and not (self.timesteps and self.max_img_per_class and self.exact and self.own_class):
             text = "targets can share a memory only with max_img_per_class, exact: true and timesteps above 0"
-            yield _Broken("sharing", ("targets_per_memory",), text)
+            yield _Broken("sharing", {"targets_per_memory": text})
         if self.max_img_per_class and self.max_batch_cls:
             text = f"is given beside max_batch_cls {self.max_batch_cls}; set one of them to null"
-            yield _Broken("choice", ("max_img_per_class",), text)
+            yield _Broken("choice", {"max_img_per_class": text})
         elif self.timesteps and not self.max_img_per_class and not self.max_batch_cls:
-            yield _Broken("choice", ("timesteps",), "needs max_img_per_class or max_batch_cls and has neither; set one")
+            text = "needs max_img_per_class or max_batch_cls and has neither; set one"
+            yield _Broken("choice", {"timesteps": text})
         elif self.timesteps:
             yield from self._broken_sizes(classes, smallest)
 
@@ -107,31 +117,32 @@ class EpisodeSpec:
         key = "max_img_per_class" if self.max_img_per_class else "max_batch_cls"
         number, targets = getattr(self, key), self.targets_per_memory
         if self.exact and self.timesteps % number:
-            yield _Broken("multiple", ("timesteps",), f"is not a multiple of {key} {number}, which exact: true needs")
+            text = f"is not a multiple of {key} {number}, which exact: true needs"
+            yield _Broken("multiple", {"timesteps": text})
             return
         most, own = self.most_classes, self.most_images
         by_images = key == "max_img_per_class"
         if targets > 1 and by_images and self.exact and targets % most:
             text = f"is not a multiple of {most}, the classes in a memory (timesteps {self.timesteps} / {key} {number})"
-            yield _Broken("targets", ("targets_per_memory",), text)
+            yield _Broken("targets", {"targets_per_memory": text})
         if most + (not self.own_class) > classes:
             of = "classes in a memory" if self.own_class else "classes in a memory beside that of the target"
             text = f"may need {most} {of} and {classes} are there"
-            yield _Broken("classes", ("timesteps" if by_images else key,), text)
+            yield _Broken("classes", {"timesteps" if by_images else key: text})
         beside = max(1, targets // most)
         if own + beside > smallest:
             beside_it = f"{beside} targets of it" if beside > 1 else "a target of it"
             text = f"puts {own} images of a class into a memory beside {beside_it}, and a class has {smallest}"
             shared = f" (targets_per_memory {targets})" if beside > 1 else ""
             keys = (key, "targets_per_memory") if by_images else ("timesteps",)
-            yield _Broken("images", keys, text + shared)
+            yield _Broken("images", dict.fromkeys(keys, text + shared))
 
 
 _LEAST = {"timesteps": 0, "targets_per_memory": 1, "max_img_per_class": 1, "max_batch_cls": 1}
 
 
 def _working(
-    given: dict[str, int | bool | None], key: str, allowed: set[str], classes: int, smallest: int
+    given: dict[str, int | bool | None], key: str, allowed: Collection[str], classes: int, smallest: int
 ) -> list[int]:
     """The nearest lower and the nearest higher value of `key` that break no rule but those `allowed`."""
 

@@ -161,6 +161,8 @@ def test_a_child_sees_the_gpu_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> 
     ("train_data.targets_per_memory=4",),
     ("train_data.targets_per_memory=1",),
     ("train_data.targets_per_memory=1", "train_spec.objective=marginal"),
+    ("train_data.targets_per_memory=4", "train_spec.backward=one"),
+    ("train_data.targets_per_memory=1", "train_spec.objective=marginal", "train_spec.backward=one"),
 ])  # fmt: skip
 def test_the_floor_of_training_is_what_a_step_needs(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     benchmark = small(tmp_path, *overrides)

@@ -381,7 +381,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ),
         (
             "train_data.mixture=[{timesteps: 4, max_img_per_class: 4, targets_per_memory: 3}]",
-            "train_data.mixture[0].targets_per_memory: 3 does not divide train_data.batch_size 256; use 2 or 4",
+            "train_data.mixture[0].targets_per_memory: 3 does not divide batch_size 256; use 2 or 4",
         ),
         (
             "train_data.mixture=[{timesteps: 20, max_img_per_class: 20}]",
@@ -414,9 +414,12 @@ def test_a_wrong_value_is_named_with_what_was_expected(override: str, expected: 
     assert expected in lines[0]
 
 
-def test_targets_that_exceed_the_batch_are_refused_with_a_divisor() -> None:
-    said = refused("train_data.mixture=[{timesteps: 4, max_img_per_class: 4, targets_per_memory: 1000}]")
-    assert "targets_per_memory: 1000 does not divide train_data.batch_size 256; use 256\n" in said
+def test_the_way_out_of_several_problems_is_one_that_solves_all() -> None:
+    said = refused("train_data.mixture=[{timesteps: 5, max_img_per_class: 5, targets_per_memory: 48}]")
+    lines = said.replace("--set: train_data.mixture[0].", "").splitlines()
+    assert lines[0] == "targets_per_memory: 48 does not divide batch_size 256; use 8"
+    assert lines[1].startswith("targets_per_memory: 48 puts 5 images") and lines[1].endswith("; use 8")
+    vma("train_data.mixture=[{timesteps: 5, max_img_per_class: 5, targets_per_memory: 8}]")
 
 
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
@@ -494,6 +497,10 @@ def test_missing_sections_and_keys() -> None:
         (["val_data.resample=maxpool"], ["val_data.resample: maxpool differs from train_data.resample nearest-exact"]),
         (["test_data.split=45-5"], ["test_data.split: 45-5 differs from train_data.split official"]),
         (["test_data.kind=glyphs"], ["test_data.kind: glyphs differs from train_data.kind omniglot"]),
+        (["train_spec.checkpoint_path=a.safetensors"],
+         ["train_spec.checkpoint_path: a.safetensors would be taken for exported weights", "use another ending"]),
+        (["train_spec.checkpoint_path=x.csv", "test_spec.output_file=x.csv"],
+         ["train_spec.checkpoint_path: x.csv is the name of the table; choose another"]),
         (["train_spec.warmup=9", "train_spec.steps=8"], ["train_spec.warmup: 9 is more than train_spec.steps 8"]),
     ],
 )  # fmt: skip

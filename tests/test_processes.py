@@ -16,6 +16,7 @@ from small import (
     ROOT,
     arguments,
     board,
+    config,
     curves,
     finish,
     logged,
@@ -28,8 +29,11 @@ from small import (
 )
 
 import checkpoints
+import commands
 import launch
+import parsers
 from errors import PeerFailedError
+from interrupts import StopRequest
 from processes import Processes, from_environment
 
 # Plain gradient descent: Adam divides by the size of gradients, also of those that are nothing but rounding.
@@ -120,6 +124,51 @@ def test_one_process_goes_on_where_two_stopped(alone: Path, tmp_path: Path) -> N
         rows(alone), [row for row in rows(tmp_path) if row["part"] != "validation" or row["step"] != 7], strict=True
     ):
         assert b["bound"] == pytest.approx(a["bound"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_run_goes_on_where_only_the_first_sees_its_files(tmp_path: Path) -> None:
+    """As on two machines: every process has a folder of its own, in which the paths of the configuration lie."""
+    places = [tmp_path / "first", tmp_path / "second"]
+    for place in places:
+        place.mkdir()
+    names = {"train_spec.checkpoint_path": "vma.pt", "train_spec.log_file": "log.jsonl"}
+    relative = [f"{key}={name}" for key, name in names.items()]
+    for steps in (2, 4):
+        line = [str(ROOT / "run.py"), *arguments(tmp_path, "--train", *relative, f"train_spec.steps={steps}")]
+        with launch._port() as port:
+            processes = [
+                subprocess.Popen([sys.executable, *line], cwd=place, env=launch._environment(rank, 2, port))
+                for rank, place in enumerate(places)
+            ]
+            try:
+                assert [process.wait(120) for process in processes] == [0, 0]
+            finally:
+                for process in processes:
+                    process.kill()
+    assert checkpoints.load(places[0] / "vma.last.pt")["progress"]["step"] == 4
+    assert not list(places[1].glob("*.pt"))
+
+
+def test_a_single_process_that_torchrun_placed_starts_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parsers, "devices_of", lambda gpus, device: [torch.device("cuda", i) for i in range(4)])
+    one = commands.Run(config(tmp_path), "auto", None, None, StopRequest())
+    assert one.processes_to_start(train=False) == 4
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # by which a process expects the store to be there
+    assert "TORCHELASTIC_USE_AGENT_STORE" not in launch._environment(0, 2, 1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert one.processes_to_start(train=False) == 1
+
+
+def test_gpus_that_are_left_out_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parsers, "devices_of", lambda gpus, device: [torch.device("cuda", i) for i in range(3)])
+    one = commands.Run(config(tmp_path), "auto", None, None, StopRequest())
+    assert one.processes_to_start(train=True) == 2  # two memories in a batch
+    assert "2 of 3 GPUs are used" in caplog.text
 
 
 def test_one_process_writes(two: Path) -> None:

@@ -1,5 +1,6 @@
 """A run that was stopped and resumed is the run that was not: same losses, digit for digit, and same weights."""
 
+import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -62,11 +63,33 @@ def test_a_training_may_begin_with_the_weights_of_another(
     assert same_end(once, twice)
 
 
+def test_a_restart_may_begin_with_its_own_weights(tmp_path: Path) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    given = ("train_spec.steps=1", f"train_spec.init_from={tmp_path / 'vma.pt'}")
+    before = (tmp_path / "vma.last.pt").read_bytes()
+    assert main(tmp_path, "--train", "--restart", *given, "model.latent_dim=5") == 2
+    assert (tmp_path / "vma.pt").exists() and (tmp_path / "vma.last.pt").read_bytes() == before
+    assert main(tmp_path, "--train", "--restart", *given) == 0
+    assert (tmp_path / "vma.last.pt").read_bytes() != before
+
+
+def test_rows_are_not_added_to_the_log_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=2") == 0
+    other = tmp_path / "other.jsonl"
+    other.write_text(content := '{"part": "train", "step": 9}\n')
+    assert main(tmp_path, "--train", f"train_spec.log_file={other}") == 2
+    assert "holds the log of another run" in capsys.readouterr().err
+    assert other.read_text() == content
+    other.unlink()
+    assert main(tmp_path, "--train", f"train_spec.log_file={other}", "train_spec.steps=3") == 0
+    assert [json.loads(row)["step"] for row in other.read_text().splitlines()] == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("change", "status", "said"),
     [
         ("model.latent_dim=5", 2, "model.latent_dim: 4 in the checkpoint, 5 now"),
-        ("train_spec.init_from=absent.pt", 3, "absent.pt: cannot be read"),
+        ("train_spec.init_from=absent.pt", 3, "train_spec.init_from: absent.pt: there is no such checkpoint"),
     ],
 )
 def test_weights_to_begin_with_that_do_not_fit_are_refused(

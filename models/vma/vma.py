@@ -29,7 +29,11 @@ DECODES_AT_ONCE = 8192
 
 
 class Noise(Protocol):
-    """Where the model's random numbers come from; the model asks once for each kind."""
+    """Where the model's random numbers come from.
+
+    The model asks once for each kind, but for the loss with `backward` one, which asks for uniform numbers twice and
+    needs fresh ones.
+    """
 
     def uniform(self, *shape: int) -> Tensor: ...
 

@@ -53,6 +53,9 @@ def test_a_misspelt_key_is_answered_without_torch(tmp_path: Path) -> None:
     [
         (["--train"], "--config"),
         (["--config", "configs/vma.yaml"], "nothing to do: give --train, --test or --sample"),
+        (["--config", "configs/vma.yaml", "--test", "--restart"], "--restart is for --train"),
+        (["--config", "configs/vma.yaml", "--train", "--checkpoint", "a.pt"], "set train_spec.init_from"),
+        (["--config", "configs/vma.yaml", "--export", "a.bin"], "--export a.bin: the name must end in .safetensors"),
         (["--config", "configs/vma.yaml", "--train", "--fast"], "--fast"),
         (["--config", "configs/vma.yaml", "--train", "extra"], "extra"),
         (["--config", "configs/vma.yaml", "--train", "--device", "gpu"], "'gpu' is none of auto, cpu, cuda"),

@@ -100,3 +100,13 @@ def test_a_learning_rate_that_explodes_ends_with_a_sentence_and_can_be_replayed(
     assert "train_spec.seed" in capsys.readouterr().err
     assert main(tmp_path, "--train", "--restart", "train_spec.steps=2") == 0
     assert not (tmp_path / "vma.nonfinite.pt").exists()
+
+
+def test_weights_that_are_not_finite_stop_the_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tmp_path / "good", "--train", "train_spec.steps=1") == 0
+    state = checkpoints.load(tmp_path / "good" / "vma.pt")
+    state["model"]["dummies"][0, 0, 0] = float("nan")
+    checkpoints.save(tmp_path / "bad.pt", state)
+    assert main(tmp_path / "run", "--train", f"train_spec.init_from={tmp_path / 'bad.pt'}") == 1
+    err = capsys.readouterr().err
+    assert "NonFiniteError: step 0: Expected parameter" in err and "Traceback" not in err and len(err) < 1000
