@@ -111,7 +111,7 @@ def test_the_table_does_not_depend_on_the_number_of_processes(alone: Path, two: 
     assert code == 0 and out.count("written:") == 1
     with np.load(alone / "table.npz") as one, np.load(tmp_path / "table.npz") as both:
         bounds = [name for name in one.files if not name.endswith("key")]
-        assert len(bounds) == 16
+        assert len(bounds) == 20
         for name in bounds:
             np.testing.assert_allclose(both[name], one[name], rtol=0, atol=1e-4)
 
