@@ -69,7 +69,7 @@ def test_a_table_that_cannot_be_written_keeps_the_one_before(
     assert "Traceback" not in capsys.readouterr().err
     aside = {name: tmp_path / name.replace("table", "table.before-1") for name in names}
     assert {name: path.read_bytes() for name, path in aside.items()} == before
-    np.load(tmp_path / "table.npz").close()
+    np.load(aside["table.npz"]).close()
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
