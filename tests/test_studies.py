@@ -15,7 +15,7 @@ import evaluator
 from data.episodes import Episodes
 from models.objectives import log_mean_exp
 from models.vma.vma import VMA
-from studies import ablations, estimator
+from studies import ablations, estimator, generalisation
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -243,3 +243,65 @@ def test_a_wrong_list_is_refused(tmp_path: Path, content: str, said: str, capsys
     assert ablations.main([str(listed(tmp_path, content)), "--output", str(tmp_path / "ablations")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "ablations").exists()
+
+
+# --- generalisation ---------------------------------------------------------------------------------------------------
+
+
+def trained_twice(folder: Path) -> list[Path]:
+    """The weights of a training of 3 steps of 8 targets, and of one of 2 steps of 4 that began with these."""
+    first, second = folder / "first", folder / "second"
+    assert main(first, "--train", "train_spec.steps=3") == 0
+    (first / "vma.pt").rename(first / "one.pt")
+    more = (f"train_spec.init_from={first / 'one.pt'}", "train_spec.steps=2", "train_data.batch_size=4")
+    assert main(second, "--train", *more) == 0
+    return [first / "one.pt", second / "vma.pt"]
+
+
+def test_the_generalisation_study_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows are those of the tests of each checkpoint on each kind of classes, in the order of the targets seen."""
+    one, two = trained_twice(tmp_path)
+    output = tmp_path / "g"
+    named = ["--checkpoint", str(two), "--checkpoint", str(one), "--device", "cpu", "--output", str(output)]
+    sizes = ["--targets", "6", "--samples", "5", "--memory", "3", "--classes", "2"]
+    assert generalisation.main([*arguments(tmp_path), *named, *sizes]) == 0
+    found = rows(output / "generalisation.csv")
+    assert [(row["checkpoint"], row["targets_seen"], row["subset"]) for row in found] == [
+        (name, seen, subset)
+        for name, seen in (("one", "24"), ("vma", "32"))
+        for subset in ("train", "held_out", "test")
+    ]
+    for row, (path, subset) in zip(found, ((p, s) for p in (one, two) for s in generalisation.SUBSETS), strict=True):
+        table = tmp_path / "alone" / path.stem / f"{subset}.csv"
+        of = ("test_spec.targets=6", "test_spec.importance_num=5", f"test_spec.subset={subset}")
+        cell = ("test_spec.test_params.max_batch_cls=[2]", "test_spec.test_params.timesteps=[3]")
+        assert main(tmp_path, "--test", "--checkpoint", str(path), *of, *cell, f"test_spec.output_file={table}") == 0
+        [alone] = rows(table)
+        assert [row[name] for name in ("ELBO", "stderr", "targets")] == [
+            alone[name] for name in ("ELBO", "stderr", "targets")
+        ]
+    assert len({row["ELBO"] for row in found}) == 6
+    assert (output / "generalisation.png").read_bytes().startswith(b"\x89PNG")
+    assert (output / "generalisation.md").read_text() in capsys.readouterr().out
+
+
+def test_a_generalisation_study_says_what_it_cannot_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = trained_twice(tmp_path)
+    exported = tmp_path / "exported.safetensors"
+    assert main(tmp_path, "--export", str(exported), f"train_spec.checkpoint_path={two}") == 0
+    capsys.readouterr()
+
+    def refused(*paths: Path) -> tuple[int, str]:
+        named = [part for path in paths for part in ("--checkpoint", str(path))]
+        status = generalisation.main([*arguments(tmp_path), *named, "--output", str(tmp_path / "g")])
+        return status, capsys.readouterr().err
+
+    unknown = "it is not known how many targets"
+    assert refused(exported) == (3, f"{exported}: {unknown} these weights have seen; name a checkpoint\n")
+    one.rename(tmp_path / "moved.pt")
+    assert refused(two)[0] == 3
+    two.rename(one)  # weights that say they began with themselves
+    assert refused(one) == (3, f"{one}: {unknown} these weights have seen; name a checkpoint\n")
+    status, said = refused(one, tmp_path / "one.pt")
+    assert status == 2 and "two have the same name" in said
+    assert not (tmp_path / "g").exists()
