@@ -108,7 +108,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); name a checkpoint with --checkpoint") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:

@@ -7,7 +7,7 @@ import importlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,8 @@ class Run:
         path = trainer.checkpoint_path
         if restart:
             for old in (trainer.state_path, previous_state_path(path), trainer.evidence_path, path):
-                old.unlink(missing_ok=True)
+                if old.resolve() != Path(self.config.train_spec.init_from or "").resolve():  # still needed if killed
+                    old.unlink(missing_ok=True)
         write_atomically(path.with_suffix(".resolved.yaml"), configuration.dump(self.config).encode())
 
     def _leave_in_order(self) -> None:
@@ -309,26 +310,33 @@ class Run:
         if not path.exists():
             missing = DataError if self._named else UserError
             raise missing(f"{path}: there is no such checkpoint; train first (--train) or name one with --checkpoint")
-        state = self._of_this_model(path)
+        state = self._of_this_model(path, configuration.MODEL_KEYS)
         subset = self.config.test_spec.subset
         if subset != "test" and (choice := self._other_classes(state)):
             raise UserError("\n  ".join([f"{path}: test_spec.subset: {subset} would be other classes:", *choice]))
         return state
 
-    def _of_this_model(self, path: Path) -> dict[str, Any]:
-        """The checkpoint in `path`.  Raises UserError, DataError."""
+    def _of_this_model(self, path: Path, keys: Sequence[str]) -> dict[str, Any]:
+        """The checkpoint in `path`, whose configuration agrees in `keys`.  Raises UserError, DataError.
+
+        Of the state of a run it is the moving average, where there is one.
+        """
         state = checkpoints.load(path)
-        if changed := configuration.differences(_config_of(path, state), self.config, only=configuration.MODEL_KEYS):
+        if changed := configuration.differences(_config_of(path, state), self.config, only=keys):
             raise UserError("\n  ".join([f"{path}: its model is not the one of this configuration:", *changed]))
-        return state
+        return {**state, "model": state.get("averaged") or state["model"]}
 
     def _weights_to_begin_with(self) -> dict[str, Tensor]:
         path = Path(self.config.train_spec.init_from or "")
         if not path.exists():
             raise DataError(f"train_spec.init_from: {path}: there is no such checkpoint")
-        state = self._of_this_model(path)
-        if self._other_classes(state):
-            _log.warning("%s: trained on other classes; those that are held out now may be among them", path)
+        state = self._of_this_model(path, configuration.NETWORK_KEYS)
+        then, now = _config_of(path, state).train_data, self.config.train_data
+        if (then.kind, then.split, now.split) == (now.kind, "45-5", "official"):
+            raise UserError(f"train_spec.init_from: {path}: trained on classes that the official split tests on")
+        if then.kind == now.kind and now.held_out_classes and (choice := self._other_classes(state)):
+            said = "trained on other classes, so that those held out now may be among them; hold out the same, or none"
+            raise UserError("\n  ".join([f"train_spec.init_from: {path}: {said}:", *choice]))
         return state["model"]
 
     def _other_classes(self, state: dict[str, Any]) -> list[str]:
@@ -442,9 +450,16 @@ def _illustrator(
     return illustrate
 
 
-def is_about_memory(error: RuntimeError) -> bool:
-    """Whether memory was too small, that of a GPU or of the machine."""
-    return isinstance(error, OutOfMemoryError) or "can't allocate memory" in str(error)
+@contextlib.contextmanager
+def memory_watched() -> Iterator[None]:
+    """Raises MemoryError, with advice, where memory was too small, that of a GPU or of the machine."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        advice = "lower train_data.batch_size, or for the test set test_spec.chunk=50 and lower test_data.batch_size"
+        raise MemoryError(f"{str(error).splitlines()[0]} {advice}") from None
 
 
 def keep_freed_memory() -> None:

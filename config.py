@@ -43,8 +43,8 @@ MAY_CHANGE_ON_RESUME = (
     "test_spec",
 )
 
-# What must agree between a checkpoint and the config it is tested with.
-MODEL_KEYS = (
+# What must agree between a checkpoint and the config that goes on from its weights.
+NETWORK_KEYS = (
     "model.kind",
     "model.autoencoder",
     "model.likelihood",
@@ -55,11 +55,22 @@ MODEL_KEYS = (
     "model.channels",
     "model.hidden",
     "test_data.resize",
+)
+
+# What must agree between a checkpoint and the config it is tested with.
+MODEL_KEYS = (
+    *NETWORK_KEYS,
     "test_data.resample",
     "test_data.split",  # classes of one split's test are among those of the other's training
 )
 # What chooses the classes that are trained on and held out.
-HELD_OUT_KEYS = ("train_data.kind", "train_data.classes", "train_data.held_out_classes", "train_spec.seed")
+HELD_OUT_KEYS = (
+    "train_data.kind",
+    "train_data.split",
+    "train_data.classes",
+    "train_data.held_out_classes",
+    "train_spec.seed",
+)
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "ASGD")
 

@@ -31,7 +31,7 @@ SAMPLES_AT_ONCE = 50  # of a target, at least
 
 PARTS = ("bound", "kl_a", "kl_z", "address_accuracy", "target_class")  # nats; a fraction; a number that names the class
 PerTarget = dict[str, np.ndarray]  # PARTS, each [n] float64
-_LARGEST_LEDGER = 1 << 28  # bytes; a cell of 13,180 targets takes 422 kB
+_LARGEST_LEDGER = 1 << 28  # bytes; a cell of 13,180 targets takes 527 kB
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,16 @@ def cells_in(path: Path) -> dict[str, PerTarget]:
     """The finished cells in the ledger `path`, by name, whatever they were made with; none where it cannot be read."""
     arrays = _whole_cells(path)
     return {cell: {name: arrays[f"{cell}/{name}"] for name in PARTS} for cell in _cells_of(arrays)}
+
+
+def test_of(path: Path) -> dict[str, str | int]:
+    """What the cells in the ledger `path` were made of, but for the weights.
+
+    Bounds of different weights can be compared target by target where this is equal.
+    """
+    arrays = _whole_cells(path)
+    made: dict[str, str | int] = json.loads(next(str(arrays[f"{cell}/key"]) for cell in _cells_of(arrays)))
+    return {name: value for name, value in made.items() if name != "weights"}
 
 
 def _whole_cells(path: Path) -> dict[str, np.ndarray]:

@@ -186,9 +186,10 @@ def build_model(config: Config, device: torch.device) -> VMA:
 
 
 def build_optimizer(spec: TrainSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that `spec` names, fused into one kernel where that exists."""
+    """The optimizer that `spec` names, fused into one kernel where that exists on every device."""
     kind = getattr(torch.optim, spec.optimizer)
-    fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+    exists = "fused" in inspect.signature(kind).parameters and kind is not torch.optim.Adagrad  # before 2.13 no GPU's
+    fused = {"fused": True} if exists else {}
     return kind(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, **fused)
 
 

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test and --sample")
     p.add_argument("--restart", action="store_true", help="train anew, whatever an earlier run left")
     p.add_argument("--export", type=Path, metavar="PATH",
-                   help="write the weights, with their configuration, as PATH.safetensors")  # fmt: skip
+                   help="write the weights, with their configuration, to PATH, which ends in .safetensors")  # fmt: skip
     p.add_argument("--replay", type=Path, metavar="PATH",
                    help="compute the step again that ended a training because it was not finite")  # fmt: skip
     return p
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         p.error("nothing to do: give --train, --test or --sample")
     if args.restart and not args.train:
         p.error("--restart is for --train")
-    if args.checkpoint and not (args.test or args.sample or args.export):
+    if args.checkpoint and not (args.test or args.sample or args.export or args.replay):
         p.error("--checkpoint is for --test, --sample and --export; to train from weights, set train_spec.init_from")
     if args.export and args.export.suffix != ".safetensors":
         p.error(f"--export {args.export}: the name must end in .safetensors")
@@ -102,6 +102,13 @@ def roots(folder: str | None) -> list[str]:
     return [f"{part}.root={json.dumps(folder, ensure_ascii=False)}" for part in parts]
 
 
+def options(root: str | None, device: str | None, overrides: list[str]) -> list[str]:
+    """The arguments of a command line that stand for these."""
+    places = {"--root": root, "--device": device}
+    given = [part for name, value in places.items() if value for part in (name, value)]
+    return given + [part for one in overrides for part in ("--set", one)]
+
+
 def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> int:
     """The exit status.
 
@@ -118,26 +125,21 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)
     if not args.replay and (number := run.processes_to_start(args.train)) > 1:
         return launch.run(launch.python(given), number)
-    try:
-        if args.replay:
+    if args.replay:
+        with commands.memory_watched():
             run.replay(args.replay)
-            return 0
-        with run.together(args.train):
-            if args.train:
-                if args.test or args.sample:
-                    run.check_test()
-                run.train(restart=args.restart)
-            if args.test:
-                run.test()
-            if args.sample:
-                run.sample()
-            if args.export:
-                run.export(args.export)
-    except RuntimeError as error:
-        if not commands.is_about_memory(error):
-            raise
-        advice = "lower train_data.batch_size, or for the test set test_spec.chunk=50 and lower test_data.batch_size"
-        raise MemoryError(f"{str(error).splitlines()[0]} {advice}") from None
+        return 0
+    with commands.memory_watched(), run.together(args.train):
+        if args.train:
+            if args.test or args.sample:
+                run.check_test()
+            run.train(restart=args.restart)
+        if args.test:
+            run.test()
+        if args.sample:
+            run.sample()
+        if args.export:
+            run.export(args.export)
     return 0
 
 

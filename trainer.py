@@ -251,9 +251,10 @@ class Trainer:
         Distribution.set_default_validate_args(number == 0)  # it doubles the cost of a likelihood
         noise = StepNoise(self.device, plan.seed, "train", number, part=self.processes.part)
         with self.processes.watched():
+            batch = self.train.at(number)  # not in bf16: augmentation computes with coordinates of pixels
             with self._autocast():
                 try:
-                    loss, metrics = self.loss(self.train.at(number), noise)
+                    loss, metrics = self.loss(batch, noise)
                 except ValueError as error:
                     raise NonFiniteError(f"step {number}: {str(error).splitlines()[0]}") from error
             self.optimizer.zero_grad(set_to_none=True)
@@ -306,9 +307,9 @@ class Trainer:
         for first in range(0, batches, self.processes.world):
             self._check_stop()
             if (number := first + self.processes.rank) < batches:
-                noise = StepNoise(self.device, self.plan.seed, "validation", number)
+                noise, batch = StepNoise(self.device, self.plan.seed, "validation", number), validation.at(number)
                 with self._autocast():
-                    means.add(self.evaluated.loss(validation.at(number), noise)[1])  # type: ignore[operator]
+                    means.add(self.evaluated.loss(batch, noise)[1])  # type: ignore[operator]
         values = means.read(self.processes)
         journal.scalars("validation", self.progress.step, values)
         if values["bound"] > self.progress.best:

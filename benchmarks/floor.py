@@ -7,14 +7,13 @@ gathering, heads, likelihoods, objective, optimizer, checks.
 `K` samples · `G` memories · `T` targets of each · `M` images in a memory.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.subjects import Scoring, as_in_the_test
 from config import Config
@@ -38,7 +37,7 @@ class Rows:
     beforehand: int = 0  # codes that in training go through the decoder without gradient
 
     def counts(self) -> dict[str, int]:
-        """Rows through each network, as `counted` counts them."""
+        """Rows through each network, by its name."""
         return {
             "address encoder": self.memory + self.targets,
             "feature encoder": self.picked + self.targets,
@@ -184,31 +183,3 @@ def picks() -> Iterator[list[int]]:
         yield found
     finally:
         Memory.rows = rows_of  # type: ignore[method-assign]
-
-
-@contextmanager
-def counted(model: VMA) -> Iterator[Counter[str]]:
-    """Within, the rows that go through each network of `model` are counted."""
-    rows: Counter[str] = Counter()
-    decoder: Any = model.p_x.network
-    skip_parts = decoder.skip_parts
-
-    def count(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows[name] += len(inputs[0])
-
-        return hook
-
-    def counted_parts(maps: Any) -> Any:
-        rows["skip parts"] += len(maps[0])
-        return skip_parts(maps)
-
-    networks = {"address encoder": model.address_encoder, "feature encoder": model.encoder, "decoder": decoder}
-    hooks = [network.register_forward_pre_hook(count(name)) for name, network in networks.items()]
-    decoder.skip_parts = counted_parts
-    try:
-        yield rows
-    finally:
-        del decoder.skip_parts
-        for hook in hooks:
-            hook.remove()

@@ -19,16 +19,18 @@ import run
 import strict_yaml
 from config import Config
 from errors import UserError, status_of
-from evaluator import PerTarget, cells_in, standard_error
+from evaluator import PerTarget, cells_in, standard_error, test_of
 from files import write_atomically
 from parsers import cell_name
 from reports import comma_separated, described
 
 Cells = Mapping[str, PerTarget]  # by name
+Test = Mapping[str, str | int]  # what makes bounds comparable
 
 COLUMNS = ("row", "cell", "ELBO", "difference", "difference_stderr", "targets")
 _KEYS = {"config", "set", "rows"}
 _WHERE = ("train_data.root", "val_data.root", "test_data.root", "train_spec.gpus", "test_spec.gpus")  # may differ
+_OF_THE_TEST = ("test_data", "test_spec")
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.status
     if unknown := set(args.only or ()) - study.rows.keys():
         p.error(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(study.rows)}")
-    for name in args.only or study.rows:
-        print(f"--- {name}", flush=True)
-        if status := run.main(command(study, name, args)):
-            return status
-        try:
+    names = args.only or list(study.rows)
+    try:
+        for name in names:  # before hours of training
+            check(study, name, args.output)
+        for name in names:
+            print(f"--- {name}", flush=True)
+            if status := run.main(command(study, name, args)):
+                return status
             left_out = write(study, args.output)
-        except (UserError, OSError) as error:
-            print(error, file=sys.stderr)
-            return status_of(error)
+    except (UserError, OSError) as error:
+        print(error, file=sys.stderr)
+        return status_of(error)
     table = args.output / "ablations.md"
     if next(iter(study.rows)) not in left_out:
         print(table.read_text())
@@ -110,12 +115,24 @@ def overrides(study: Study, name: str, output: Path) -> list[str]:
     return [*study.common, *study.rows[name], *own]
 
 
+def check(study: Study, name: str, output: Path) -> None:
+    """Raises UserError where a row is no configuration, or was trained as another list says.
+
+    A training that is done would be taken for one with other steps, since a run may be resumed with more of them.
+    """
+    asked = configuration.load(Path(study.config), overrides(study, name, output))
+    path = output / name / "weights.resolved.yaml"
+    if not path.exists():
+        return
+    if changed := configuration.differences(configuration.load(path), asked, ignore=(*_WHERE, *_OF_THE_TEST)):
+        said = f"{path.parent}: trained as another list says; remove that folder, or choose another --output:"
+        raise UserError("\n  ".join([said, *changed]))
+
+
 def command(study: Study, name: str, args: argparse.Namespace) -> list[str]:
     """The arguments of run.py for a row."""
-    options = ["--root", args.root] if args.root else []
-    options += ["--device", args.device] if args.device else []
-    sets = [part for one in overrides(study, name, args.output) for part in ("--set", one)]
-    return ["--config", study.config, "--train", "--test", *options, *sets]
+    options = run.options(args.root, args.device, overrides(study, name, args.output))
+    return ["--config", study.config, "--train", "--test", *options]
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -129,7 +146,7 @@ def write(study: Study, output: Path) -> list[str]:
     found = {name: finished(study, name, output) for name in study.rows}
     done = {name: cells for name, cells in found.items() if cells is not None}
     if (first := next(iter(study.rows))) in done:
-        rows = compared(done)
+        rows = compared(done, {name: test_of(output / name / "results.npz") for name in done})
         config = configuration.load(Path(study.config), overrides(study, first, output))
         write_atomically(output / "ablations.csv", comma_separated(rows, COLUMNS))
         write_atomically(output / "ablations.md", markdown(rows, config).encode())
@@ -150,7 +167,7 @@ def finished(study: Study, name: str, output: Path) -> Cells | None:
     return {cell: cells[cell] for cell in wanted} if cells.keys() >= set(wanted) else None
 
 
-def compared(done: Mapping[str, Cells]) -> list[dict[str, str | int | float]]:
+def compared(done: Mapping[str, Cells], tests: Mapping[str, Test]) -> list[dict[str, str | int | float]]:
     """ELBO of each row and cell, and its difference to the first row, target by target, in nats (negative is better).
 
     Raises:
@@ -159,8 +176,11 @@ def compared(done: Mapping[str, Cells]) -> list[dict[str, str | int | float]]:
     of_first, first = next(iter(done.items()))
     rows: list[dict[str, str | int | float]] = []
     for name, cells in done.items():
-        if {cell: len(of["bound"]) for cell, of in cells.items()} != {c: len(of["bound"]) for c, of in first.items()}:
-            raise UserError(f"{name}: tested on other cells or targets than {of_first}; change rows only in training")
+        if (cells.keys(), tests[name]) != (first.keys(), tests[of_first]):
+            raise UserError(
+                f"{name}: tested on other cells or targets than {of_first}; a row may change neither the test nor what "
+                "is held out (train_spec.seed, train_data.held_out_classes)"
+            )
         for cell, values in cells.items():
             worse = first[cell]["bound"] - values["bound"]
             rows.append(

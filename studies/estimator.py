@@ -66,11 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = StopRequest()
     stop.install()
     try:
-        execute(args, stop)
+        with commands.memory_watched():
+            execute(args, stop)
         return 0
-    except (UserError, Stopped, OSError) as error:
+    except (UserError, Stopped, OSError, MemoryError) as error:
         stop.over()
-        print(error, file=sys.stderr)
+        print(f"stopped by {error}; nothing is written" if isinstance(error, Stopped) else error, file=sys.stderr)
         return status_of(error)
 
 

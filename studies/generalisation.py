@@ -100,10 +100,8 @@ def overrides(args: argparse.Namespace, path: Path, subset: str) -> list[str]:
 
 def command(args: argparse.Namespace, path: Path, subset: str) -> list[str]:
     """The arguments of run.py for the test of a checkpoint."""
-    options = ["--root", args.root] if args.root else []
-    options += ["--device", args.device] if args.device else []
-    sets = [part for one in overrides(args, path, subset) for part in ("--set", one)]
-    return ["--config", str(args.config), "--test", "--checkpoint", str(path), *options, *sets]
+    options = run.options(args.root, args.device, overrides(args, path, subset))
+    return ["--config", str(args.config), "--test", "--checkpoint", str(path), *options]
 
 
 def _folder(args: argparse.Namespace, path: Path, subset: str) -> Path:

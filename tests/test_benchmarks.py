@@ -6,13 +6,16 @@ import importlib.util
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small import CPU, ROOT, _glyphs, as_it_was, text
+from torch import Tensor, nn
 
 import parsers
 from benchmarks import figure, floor, growth, hardware, naive, program, report, speed, subjects, throughput
@@ -20,6 +23,7 @@ from benchmarks.measure import BenchmarkError, Series, Timer, in_turn
 from benchmarks.subjects import Benchmark
 from data import omniglot
 from errors import DataError, UserError
+from models.vma.vma import VMA
 
 NAIVE_OUTPUT = "train_targets_per_s 12.25\neval_targets_per_s memory=1 0.278\neval_targets_per_s memory=19 2.5e-1\n"
 
@@ -168,7 +172,7 @@ def test_the_floor_of_training_is_what_a_step_needs(tmp_path: Path, overrides: t
     benchmark = small(tmp_path, *overrides)
     trainer = subjects.training(benchmark.config, CPU)
     model = trainer.model
-    with floor.counted(model) as real, floor.picks() as picked:  # type: ignore[arg-type]
+    with counted(model) as real, floor.picks() as picked:  # type: ignore[arg-type]
         trainer.step()
     rows = floor.rows_of_training(benchmark.config, parsers.build_model(benchmark.config, CPU), trainer.train)
     if benchmark.config.train_spec.objective == "vimco":
@@ -183,7 +187,7 @@ def test_the_floor_of_training_is_what_a_step_needs(tmp_path: Path, overrides: t
 def test_the_floor_of_the_test_is_what_a_batch_needs(tmp_path: Path, memory: int, samples: int) -> None:
     benchmark = small(tmp_path)
     batch = subjects.scoring(benchmark.config, CPU, memory, samples)
-    with floor.counted(batch.model) as real:
+    with counted(batch.model) as real:
         values = batch()
     assert all(len(value) == batch.targets for value in values.values())
     rows = floor.rows_of_test(benchmark.config, batch, memory)
@@ -191,13 +195,41 @@ def test_the_floor_of_the_test_is_what_a_batch_needs(tmp_path: Path, memory: int
     assert counted_of(benchmark, rows, training=False) == rows.counts()
 
 
+@contextmanager
+def counted(model: VMA) -> Iterator[Counter[str]]:
+    """Within, the rows that go through each network of `model` are counted."""
+    rows: Counter[str] = Counter()
+    decoder: Any = model.p_x.network
+    skip_parts = decoder.skip_parts
+
+    def count(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            rows[name] += len(inputs[0])
+
+        return hook
+
+    def counted_parts(maps: Any) -> Any:
+        rows["skip parts"] += len(maps[0])
+        return skip_parts(maps)
+
+    networks = {"address encoder": model.address_encoder, "feature encoder": model.encoder, "decoder": decoder}
+    hooks = [network.register_forward_pre_hook(count(name)) for name, network in networks.items()]
+    decoder.skip_parts = counted_parts
+    try:
+        yield rows
+    finally:
+        del decoder.skip_parts
+        for hook in hooks:
+            hook.remove()
+
+
 def counted_of(benchmark: Benchmark, rows: floor.Rows, *, training: bool) -> dict[str, int]:
     """The rows that the floor itself puts through the networks."""
     model = parsers.build_model(benchmark.config, CPU)
     alone = floor.Floor(model, rows, training=training)
-    with floor.counted(model) as counted:
+    with counted(model) as found:
         alone()
-    return dict(counted)
+    return dict(found)
 
 
 def test_the_floor_takes_the_gradients_of_a_step(tmp_path: Path) -> None:

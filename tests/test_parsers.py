@@ -216,6 +216,7 @@ def test_every_optimizer_resumes_from_its_saved_state(tmp_path: Path, name: str)
         holder = nn.ParameterList(parameters)
         made = parsers.build_optimizer(train_spec, holder)
         assert type(made).__name__ == name
+        assert not (name == "Adagrad" and made.defaults["fused"])  # no GPU's before torch 2.13
         assert made.param_groups[0]["lr"] == 0.01 and made.param_groups[0]["weight_decay"] == 0.1
         return made
 

@@ -91,6 +91,14 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_two_processes_draw_the_same_sample_for_the_gradient(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, world in ((one, 1), (two, 2)):
+        assert run(folder, world, *RUN, "train_spec.backward=one")[0] == 0
+    for a, b in zip(rows(one, "train"), rows(two, "train"), strict=True):
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-3), a["step"]
+
+
 def test_two_processes_train_as_one(alone: Path, two: Path) -> None:
     one, both = rows(alone), rows(two)
     assert [(row["part"], row["step"]) for row in one] == [(row["part"], row["step"]) for row in both]

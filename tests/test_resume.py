@@ -7,10 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small import board, count_seconds, curves, logged, main, rows, same_end, same_weights
+import torch
+from small import ROOT, board, count_seconds, curves, logged, main, rows, same_end, same_weights
 
 import checkpoints
+import commands
+import config as configuration
+import parsers
 from data.episodes import EpisodeLoader, Episodes
+from errors import UserError
+from interrupts import StopRequest
 
 PLAIN: tuple[str, ...] = ()
 EVERYTHING = (
@@ -56,19 +62,24 @@ def test_a_training_may_begin_with_the_weights_of_another(
     assert not caplog.text
 
     once, twice = tmp_path / "once", tmp_path / "twice"
-    assert main(once, "--train", given, "train_spec.seed=1") == 0
-    assert "those that are held out now may be among them" in caplog.text
-    assert main(twice, "--train", given, "train_spec.seed=1", "train_spec.steps=4") == 0
-    assert main(twice, "--train", given, "train_spec.seed=1") == 0
+    other = ("train_spec.seed=1", "train_data.held_out_classes=0", "train_data.resample=nearest",
+             "val_data.resample=nearest", "test_data.resample=nearest")  # fmt: skip
+    assert main(once, "--train", given, *other) == 0
+    assert main(twice, "--train", given, *other, "train_spec.steps=4") == 0
+    assert main(twice, "--train", given, *other) == 0
     assert same_end(once, twice)
 
 
-def test_a_restart_may_begin_with_its_own_weights(tmp_path: Path) -> None:
+def test_a_restart_may_begin_with_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(tmp_path, "--train", "train_spec.steps=1") == 0
     given = ("train_spec.steps=1", f"train_spec.init_from={tmp_path / 'vma.pt'}")
     before = (tmp_path / "vma.last.pt").read_bytes()
     assert main(tmp_path, "--train", "--restart", *given, "model.latent_dim=5") == 2
     assert (tmp_path / "vma.pt").exists() and (tmp_path / "vma.last.pt").read_bytes() == before
+    with monkeypatch.context() as patch:  # as if killed when the files of the earlier run are gone
+        patch.setattr(commands.Run, "_journal", lambda *args: (_ for _ in ()).throw(OSError("killed")))
+        assert main(tmp_path, "--train", "--restart", *given) == 1
+    assert (tmp_path / "vma.pt").exists() and not (tmp_path / "vma.last.pt").exists()
     assert main(tmp_path, "--train", "--restart", *given) == 0
     assert (tmp_path / "vma.last.pt").read_bytes() != before
 
@@ -90,6 +101,8 @@ def test_rows_are_not_added_to_the_log_of_another_run(tmp_path: Path, capsys: py
     [
         ("model.latent_dim=5", 2, "model.latent_dim: 4 in the checkpoint, 5 now"),
         ("train_spec.init_from=absent.pt", 3, "train_spec.init_from: absent.pt: there is no such checkpoint"),
+        ("train_spec.seed=1", 2, "trained on other classes, so that those held out now may be among them"),
+        ("train_data.held_out_classes=2", 2, "train_data.held_out_classes: 3 in the checkpoint, 2 now"),
     ],
 )
 def test_weights_to_begin_with_that_do_not_fit_are_refused(
@@ -104,6 +117,35 @@ def test_weights_to_begin_with_that_do_not_fit_are_refused(
     assert main(tmp_path, "--train", given, change) == status
     assert said in capsys.readouterr().err
     assert not (tmp_path / "vma.pt").exists()
+
+
+def test_weights_that_have_seen_the_classes_of_the_test_are_refused(tmp_path: Path) -> None:
+    """45-5 trains on most of what the official split tests on; the other way round nothing is wrong."""
+
+    def begun(then: str, now: str, *overrides: str) -> dict[str, torch.Tensor]:
+        """What a training of the one configuration begins with, given weights of the other."""
+        weights, networks = tmp_path / "weights.pt", ["model.channels=[4, 4]", "model.hidden=[8, 8]"]
+        trained = configuration.load(ROOT / "configs" / then, networks)
+        model = parsers.build_model(trained, torch.device("cpu")).state_dict()
+        checkpoints.save(weights, {"config": configuration.dump(trained), "model": model})
+        given = [*networks, f"train_spec.init_from={weights}", "model.address_prior=learned", *overrides]
+        going_on = configuration.load(ROOT / "configs" / now, given)
+        return commands.Run(going_on, "cpu", None, None, StopRequest())._weights_to_begin_with()
+
+    assert begun("vma_tuned.yaml", "vma_45-5.yaml").keys() == begun("vma_tuned.yaml", "vma_tuned.yaml").keys()
+    with pytest.raises(UserError, match=r"weights\.pt: trained on classes that the official split tests on"):
+        begun("vma_45-5.yaml", "vma_tuned.yaml", "train_data.held_out_classes=0")
+    with pytest.raises(UserError, match=r"train_data\.split: official in the checkpoint, 45-5 now"):
+        begun("vma_tuned.yaml", "vma_45-5.yaml", "train_data.held_out_classes=48")
+
+
+def test_the_state_of_a_run_is_tested_by_its_moving_average(tmp_path: Path) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=3", "train_spec.ema_decay=0.9") == 0
+    last, exported = tmp_path / "vma.last.pt", tmp_path / "e.safetensors"
+    assert main(tmp_path, "--checkpoint", str(last), "--export", str(exported)) == 0
+    state, found = checkpoints.load(last), checkpoints.load(exported)["model"]
+    assert all(torch.equal(found[name], value) for name, value in state["averaged"].items())
+    assert not all(torch.equal(found[name], value) for name, value in state["model"].items())
 
 
 class SignalAt:

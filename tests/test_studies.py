@@ -193,13 +193,43 @@ def test_nothing_takes_the_place_of_the_first_row(tmp_path: Path, capsys: pytest
     assert "as the list says: plain" in capsys.readouterr().out and not (output / "ablations.csv").exists()
 
 
-@pytest.mark.parametrize("change", ["test_spec.targets=5", "train_spec.steps=3"])
-def test_rows_that_were_done_with_another_list_are_not_compared(
+@pytest.mark.parametrize("change", ["train_spec.steps=3", "train_spec.steps=1", "train_spec.backward=one"])
+def test_rows_that_were_trained_with_another_list_are_not_taken_for_those_of_this(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    """A finished training would be, since these keys may change where a run is resumed."""
+    path, output = listed(tmp_path, LIST), tmp_path / "ablations"
+    assert ablations.main([str(path), "--output", str(output)]) == 0
+    before = {file: file.read_bytes() for file in output.rglob("*.*") if file.is_file()}
+    changed = str(listed(tmp_path, LIST.replace("train_spec.steps=2", f"train_spec.steps=2, {change}")))
+    assert ablations.main([changed, "--output", str(output)]) == 2
+    said = capsys.readouterr().err
+    assert f"{output / 'plain'}: trained as another list says; remove that folder" in said and change[:16] in said
+    assert {file: file.read_bytes() for file in output.rglob("*.*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("change", ["train_spec.seed=1", "test_spec.seed=1", "test_spec.importance_num=7"])
+def test_rows_with_other_targets_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    """Another seed of the training holds out other classes."""
+    content = LIST.replace("model.importance_num=3", change).replace("set: [", "set: [test_spec.subset=held_out, ")
+    assert ablations.main([str(listed(tmp_path, content)), "--output", str(tmp_path / "ablations")]) == 2
+    assert "other: K: tested on other cells or targets than plain" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_later_row_is_found_before_the_first_is_trained(tmp_path: Path) -> None:
+    content = LIST.replace("model.importance_num=3", "model.importance_nun=3")
+    assert ablations.main([str(listed(tmp_path, content)), "--output", str(tmp_path / "ablations")]) == 2
+    assert not (tmp_path / "ablations").exists()
+
+
+def test_rows_that_were_tested_with_another_list_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, output = listed(tmp_path, LIST), tmp_path / "ablations"
     assert ablations.main([str(path), "--output", str(output)]) == 0
-    changed = str(listed(tmp_path, LIST.replace("train_spec.steps=2", f"train_spec.steps=2, {change}")))
+    changed = str(listed(tmp_path, LIST.replace("train_spec.steps=2", "train_spec.steps=2, test_spec.targets=5")))
     assert ablations.main([changed, "--output", str(output), "--only", "plain"]) == 0
     assert "not in the table, since they are not done as the list says: other: K\n" in capsys.readouterr().out
     assert {row["row"] for row in rows(output / "ablations.csv")} == {"plain"}

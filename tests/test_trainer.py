@@ -93,19 +93,43 @@ def test_large_gradients_are_scaled_to_the_given_norm(tmp_path: Path) -> None:
 def test_the_average_is_the_closed_form(tmp_path: Path) -> None:
     """Weights of step n enter with 1 - d_n and decay by d_m in every later step m; d_m rises to the decay at m = 8."""
     decay, steps = 0.5, 20
-    d = [0.0] + [min(decay, (1 + n) / (10 + n)) for n in range(1, steps)]  # the first step begins the average
+    d = [min(decay, (1 + n) / (10 + n)) for n in range(steps)]
     assert d[7] < decay == d[8] == d[-1]
     mine = toy_trainer(tmp_path, ema_decay=decay, steps=steps)
     assert equal(weights(mine.evaluated), weights(Toy()))  # before the first step
-    w = history(mine.model, mine.step, steps)
-    for i in range(2):
-        exact = sum((1 - d[n]) * math.prod(d[n + 1 :]) * w[n][i].double() for n in range(steps))
-        torch.testing.assert_close(weights(mine.evaluated)[i].double(), exact, rtol=1e-5, atol=1e-6)
+    averages = []
+
+    def step() -> None:
+        mine.step()
+        averages.append([value.clone() for value in weights(mine.evaluated)])
+
+    w = history(mine.model, step, steps)
+    for last in (1, 2, steps):
+        for i in range(2):
+            exact = math.prod(d[:last]) * weights(Toy())[i].double()
+            exact = exact + sum((1 - d[n]) * math.prod(d[n + 1 : last]) * w[n][i].double() for n in range(last))
+            torch.testing.assert_close(averages[last - 1][i].double(), exact, rtol=1e-5, atol=1e-6)
     mine.save_weights()
     saved = checkpoints.load(tmp_path / "toy.pt")["model"]
     assert equal(list(saved.values()), weights(mine.evaluated))
     assert not equal(list(saved.values()), weights(mine.model))
     assert saved.keys() == Toy().state_dict().keys()
+
+
+def test_bfloat16_is_for_the_model_not_for_its_images(tmp_path: Path) -> None:
+    """Augmentation computes with coordinates of pixels, which bfloat16 would round."""
+    drawn: list[bool] = []
+
+    def visit(step: int) -> None:
+        drawn.append(torch.is_autocast_enabled("cpu"))
+
+    computed: list[torch.dtype] = []
+    model = Toy()
+    model.linear.register_forward_hook(lambda module, inputs, output: computed.append(output.dtype))
+    parts = ToyBatches("train", 8, visit=visit), ToyBatches("validation", 8, visit=visit)
+    toy_trainer(tmp_path, *parts, model=model, precision="bf16", steps=4).fit(toy_journal(tmp_path))
+    assert len(drawn) == len(computed) >= 6 and not any(drawn)
+    assert set(computed) == {torch.bfloat16}
 
 
 def test_the_learning_rate_of_every_step_is_logged(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_learning_rate_that_explodes_ends_with_a_sentence_and_can_be_replayed(
     kept = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
     assert all(value.isfinite().all() for value in checkpoints.load(tmp_path / "vma.nonfinite.pt")["model"].values())
 
-    assert main(tmp_path, *replay_command(err)) == 1
+    assert main(tmp_path, *replay_command(err), "--checkpoint", "of the test.pt") == 1
     again = capsys.readouterr().err
     assert f"step {found[1]} is not finite: {found[2]}; in the gradient of [" in again
     assert "Traceback" not in again
