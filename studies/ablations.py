@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         p.error(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(study.rows)}")
     names = args.only or list(study.rows)
     try:
-        for name in names:  # before hours of training
+        for name in study.rows:  # before hours of training
+            configured(study, name, args.output)
+        for name in names:
             check(study, name, args.output)
         for name in names:
             print(f"--- {name}", flush=True)
@@ -115,13 +117,17 @@ def overrides(study: Study, name: str, output: Path) -> list[str]:
     return [*study.common, *study.rows[name], *own]
 
 
+def configured(study: Study, name: str, output: Path) -> Config:
+    """The configuration of a row.  Raises UserError."""
+    return configuration.load(Path(study.config), overrides(study, name, output))
+
+
 def check(study: Study, name: str, output: Path) -> None:
-    """Raises UserError where a row is no configuration, or was trained as another list says.
+    """Raises UserError where a row was trained as another list says.
 
     A training that is done would be taken for one with other steps, since a run may be resumed with more of them.
     """
-    asked = configuration.load(Path(study.config), overrides(study, name, output))
-    path = output / name / "weights.resolved.yaml"
+    path, asked = output / name / "weights.resolved.yaml", configured(study, name, output)
     if not path.exists():
         return
     if changed := configuration.differences(configuration.load(path), asked, ignore=(*_WHERE, *_OF_THE_TEST)):
@@ -147,15 +153,14 @@ def write(study: Study, output: Path) -> list[str]:
     done = {name: cells for name, cells in found.items() if cells is not None}
     if (first := next(iter(study.rows))) in done:
         rows = compared(done, {name: test_of(output / name / "results.npz") for name in done})
-        config = configuration.load(Path(study.config), overrides(study, first, output))
         write_atomically(output / "ablations.csv", comma_separated(rows, COLUMNS))
-        write_atomically(output / "ablations.md", markdown(rows, config).encode())
+        write_atomically(output / "ablations.md", markdown(rows, configured(study, first, output)).encode())
     return [name for name in study.rows if name not in done]
 
 
 def finished(study: Study, name: str, output: Path) -> Cells | None:
     """The cells of a row, if all are there and were made as the list says now.  Raises UserError."""
-    asked = configuration.load(Path(study.config), overrides(study, name, output))
+    asked = configured(study, name, output)
     try:
         tested = configuration.load(output / name / "results.resolved.yaml")
     except UserError:

@@ -21,6 +21,7 @@ from evaluator import cells_in, standard_error
 from files import write_atomically
 from parsers import cell_name
 from reports import comma_separated, described, png
+from studies.estimator import asked
 
 SUBSETS = {"train": "training classes", "held_out": "held-out classes", "test": "evaluation classes"}
 COLUMNS = ("checkpoint", "targets_seen", "subset", "ELBO", "stderr", "targets", "importance_num")
@@ -91,10 +92,8 @@ def overrides(args: argparse.Namespace, path: Path, subset: str) -> list[str]:
     return [
         f"test_spec.output_file={json.dumps(str(_folder(args, path, subset) / 'results.csv'), ensure_ascii=False)}",
         f"test_spec.subset={subset}",
-        f"test_spec.targets={args.targets}",
         f"test_spec.importance_num={args.samples}",
-        f"test_spec.test_params.max_batch_cls=[{args.classes}]",
-        f"test_spec.test_params.timesteps=[{args.memory}]",
+        *asked(args),
     ]
 
 
