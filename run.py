@@ -98,8 +98,12 @@ def say(text: str) -> None:
 
 def roots(folder: str | None) -> list[str]:
     """The overrides that `--root` stands for."""
-    parts = ("train_data", "val_data", "test_data") if folder else ()
-    return [f"{part}.root={json.dumps(folder, ensure_ascii=False)}" for part in parts]
+    return [override(f"{part}.root", folder) for part in ("train_data", "val_data", "test_data")] if folder else []
+
+
+def override(key: str, text: str | Path) -> str:
+    """KEY=VALUE for `--set` with a value that is text, however it would be read without quotes."""
+    return f"{key}={json.dumps(str(text), ensure_ascii=False)}"
 
 
 def options(root: str | None, device: str | None, overrides: list[str]) -> list[str]:

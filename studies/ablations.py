@@ -8,7 +8,6 @@ done with another list, are not in the table.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +112,7 @@ def overrides(study: Study, name: str, output: Path) -> list[str]:
         "train_spec.log_file": "train.jsonl",
         "test_spec.output_file": "results.csv",
     }
-    own = [f"{key}={json.dumps(str(output / name / file), ensure_ascii=False)}" for key, file in files.items()]
+    own = [run.override(key, output / name / file) for key, file in files.items()]
     return [*study.common, *study.rows[name], *own]
 
 

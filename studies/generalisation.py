@@ -7,7 +7,6 @@ writes `generalisation.csv`, `.md` and `.png` into `--output`, beside the folder
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,7 +89,7 @@ def targets_seen(path: Path, later: frozenset[Path] = frozenset()) -> int:
 def overrides(args: argparse.Namespace, path: Path, subset: str) -> list[str]:
     """What makes the test of a checkpoint that of one cell on one kind of classes, with files of its own."""
     return [
-        f"test_spec.output_file={json.dumps(str(_folder(args, path, subset) / 'results.csv'), ensure_ascii=False)}",
+        run.override("test_spec.output_file", _folder(args, path, subset) / "results.csv"),
         f"test_spec.subset={subset}",
         f"test_spec.importance_num={args.samples}",
         *asked(args),
