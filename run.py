@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
                    help="override a key, such as train_spec.steps=200; may be repeated")  # fmt: skip
     p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
     p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (tb beside the checkpoint)")
-    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test and --sample")
+    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test, --sample and --export")
     p.add_argument("--restart", action="store_true", help="train anew, whatever an earlier run left")
     p.add_argument("--export", type=Path, metavar="PATH",
                    help="write the weights, with their configuration, to PATH, which ends in .safetensors")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The obvious implementation, as a program of its own that prints its rates; see `--naive`.
+"""Runs another program, an obvious implementation that is not part of this repository, and reads the rates it prints.
 
 It is called with `--device cpu|cuda --batch B --memory M --seconds S` and must print
 `train_targets_per_s RATE` and, for memories of 1 and 19, `eval_targets_per_s memory=M RATE`.

@@ -6,7 +6,7 @@ Two parts, `images_background` (characters 1 to 964) and `images_evaluation` (96
 2. the official `<part>.zip` or the folder `<part>/` extracted from it, under `<root>` or `<root>/omniglot-py`;
 3. a download of the official zip.
 
-After PNG files were read the npz is written, so that the next start takes well under a second.  Files are checked,
+After PNG files were read the npz is written, so that the next start takes a second or two.  Files are checked,
 never changed or deleted, and nothing in them is executed: no pickle is read, and archives are not extracted.
 """
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 import config as configuration
 import run
 import strict_yaml
@@ -20,7 +22,7 @@ from config import Config
 from errors import UserError, status_of
 from evaluator import PerTarget, cells_in, standard_error, test_of
 from files import write_atomically
-from parsers import cell_name
+from parsers import build_optimizer, build_scheduler, cell_name
 from reports import comma_separated, described
 
 Cells = Mapping[str, PerTarget]  # by name
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = args.only or list(study.rows)
     try:
         for name in study.rows:  # before hours of training
-            configured(study, name, args.output)
+            try_out(configured(study, name, args.output))
         for name in names:
             check(study, name, args.output)
         for name in names:
@@ -119,6 +121,12 @@ def overrides(study: Study, name: str, output: Path) -> list[str]:
 def configured(study: Study, name: str, output: Path) -> Config:
     """The configuration of a row.  Raises UserError."""
     return configuration.load(Path(study.config), overrides(study, name, output))
+
+
+def try_out(config: Config) -> None:
+    """Raises UserError where only the beginning of the training would find out what is wrong."""
+    spec = config.train_spec
+    build_scheduler(spec, build_optimizer(spec, nn.Linear(1, 1)))
 
 
 def check(study: Study, name: str, output: Path) -> None:

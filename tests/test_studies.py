@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import arguments, as_it_was, main, text
+from small import ROOT, arguments, as_it_was, main, text
 
 import evaluator
 from data.episodes import Episodes
@@ -218,11 +218,22 @@ def test_rows_with_other_targets_are_not_compared(
     assert "other: K: tested on other cells or targets than plain" in capsys.readouterr().err
 
 
-def test_a_mistake_in_a_later_row_is_found_before_the_first_is_trained(tmp_path: Path) -> None:
-    content = LIST.replace("model.importance_num=3", "model.importance_nun=3")
+@pytest.mark.parametrize(
+    "mistake", ["model.importance_nun=3", '"train_spec.scheduler={{kind: CosineAnnealingLR, T_max: 1}}"']
+)
+def test_a_mistake_in_a_later_row_is_found_before_the_first_is_trained(tmp_path: Path, mistake: str) -> None:
+    content = LIST.replace("model.importance_num=3", mistake)
     command = [str(listed(tmp_path, content)), "--output", str(tmp_path / "ablations")]
     assert ablations.main(command) == ablations.main([*command, "--only", "plain"]) == 2
     assert not (tmp_path / "ablations").exists()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("studies/*.yaml")), ids=lambda path: path.stem)
+def test_every_row_of_the_lists_that_are_here_can_be_trained(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = ablations.read(path)
+    for name in study.rows:
+        ablations.try_out(ablations.configured(study, name, Path("unused")))
 
 
 def test_rows_that_were_tested_with_another_list_are_not_compared(
