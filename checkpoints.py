@@ -7,13 +7,12 @@ with the configuration and a SHA-256 of the weights in its header.
 
 import errno
 import fcntl
-import glob
 import hashlib
 import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from errors import DataError, UserError, reason
-from files import write_atomically
+from files import unfinished, write_atomically
 
 EXPORTED = ".safetensors"
 
@@ -122,8 +121,10 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Keep others from training into `path` for as long as this process lives.
+def held(path: Path, whose: str, key: str, beside: Sequence[Path] = ()) -> Iterator[None]:
+    """Keep others from writing to `path`, the file of a training or test as `whose` says, which `key` names.
+
+    What a process that was killed left half written of it, and of the files `beside`, is removed.
 
     Raises:
         UserError: another process holds it.
@@ -134,10 +135,8 @@ def held(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{path}: another training writes to this checkpoint; wait for it, "
-                "or choose another train_spec.checkpoint_path"
-            ) from None
-        for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*.part"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+            raise UserError(f"{path}: another {whose} writes to it; wait for it, or choose another {key}") from None
+        for written in (path, *beside):
+            for leftover in unfinished(written):
+                leftover.unlink(missing_ok=True)
         yield

@@ -27,11 +27,11 @@ from config import Config
 from data.episodes import EpisodeLoader, MixedLoader
 from errors import DataError, PeerFailedError, PeerLostError, UserError, reason
 from files import write_atomically
-from interrupts import Stopped, StopRequest
+from interrupts import Stopped, StoppedAtOnce, StopRequest
 from journal import Journal
 from models.vma.vma import VMA
 from randomness import StepNoise
-from trainer import NonFiniteError, Plan, Trainer, previous_state_path, state_path
+from trainer import NonFiniteError, Plan, Trainer, evidence_path, previous_state_path, state_path
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Run:
         self._device, self._named, self._logdir = device, checkpoint, logdir
         self.folder = Path(config.train_spec.checkpoint_path).parent
         self.processes = processes.from_environment()
+        self.begun = False  # whether a training has taken the place of what an earlier one left
 
     def processes_to_start(self, train: bool) -> int:
         """How many processes the configured GPUs want; 1 where this is one of several already.  Raises UserError.
@@ -87,12 +88,13 @@ class Run:
         """Train, from the beginning or from where an earlier run stopped."""
         path, main = Path(self.config.train_spec.checkpoint_path), self.processes.main
         with contextlib.ExitStack() as stack:
-            self.processes.on_main(lambda: stack.enter_context(checkpoints.held(path)))
+            self.processes.on_main(lambda: stack.enter_context(_held_by_training(path)))
             state = self.processes.on_main(lambda: None if restart else self._state_to_resume(path))
             trainer = self.trainer(path)
             if state is None and self.config.train_spec.init_from is not None:
                 trainer.begin_with(self.processes.on_main(self._weights_to_begin_with))
             self.processes.on_main(lambda: self._begin(trainer, restart))
+            self.begun = True
             if state is not None:
                 trainer.resume(state)
                 self._say(f"resuming {path} at step {trainer.progress.step}")
@@ -100,6 +102,8 @@ class Run:
                 journal = self._journal(trainer.progress.step or None) if main else Journal(None, None, None)
             try:
                 trainer.fit(journal)
+            except StoppedAtOnce:  # of this process alone: the others cannot be waited for
+                raise
             except (Stopped, NonFiniteError):
                 journal.close()
                 self._leave_in_order()
@@ -251,19 +255,21 @@ class Run:
         model = self.trained(device)
         images = parsers.test_images(config, device)
         grid = self._grid(model, images.digest())
-        table = Table(config, grid)
         batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, spec.chunk)
-        for classes, timesteps in self.processes.on_main(table.open):
-            cell = parsers.cell_name(classes, timesteps)
-            episodes = parsers.grid_episodes(config, images, classes, timesteps)
-            with tqdm(
-                total=len(episodes), desc=cell, unit="target", dynamic_ncols=True, disable=not self.processes.main
-            ) as bar:
-                key, k = ("test", grid.seed, cell), grid.importance_num
-                values = evaluator.evaluate_cell(
-                    model, episodes, key, k, batch, chunk, bar.update, processes=self.processes
-                )
-            self.processes.on_main(lambda cell=cell, values=values: table.put(cell, values))  # type: ignore[misc]
+        with contextlib.ExitStack() as stack:
+            self.processes.on_main(lambda: stack.enter_context(_held_by_test(Path(spec.output_file))))
+            table = Table(config, grid)
+            for classes, timesteps in self.processes.on_main(table.open):
+                cell = parsers.cell_name(classes, timesteps)
+                episodes = parsers.grid_episodes(config, images, classes, timesteps)
+                with tqdm(
+                    total=len(episodes), desc=cell, unit="target", dynamic_ncols=True, disable=not self.processes.main
+                ) as bar:
+                    key, k = ("test", grid.seed, cell), grid.importance_num
+                    values = evaluator.evaluate_cell(
+                        model, episodes, key, k, batch, chunk, bar.update, processes=self.processes
+                    )
+                self.processes.on_main(lambda cell=cell, values=values: table.put(cell, values))  # type: ignore[misc]
         if self.processes.main:
             print(table.markdown())
             print(f"written: {spec.output_file}, and beside it the table as .md, the plot as .png, every bound as .npz")
@@ -358,7 +364,7 @@ class Run:
             neighbours = None
         else:
             neighbours = parsers.training_images(self.config, device).train.images
-        params, folder = self.config.test_spec.test_params, self.folder / "samples"
+        params, folder = self.config.test_spec.test_params, self._folder_of_samples()
         for classes in params.max_batch_cls:
             for timesteps in params.timesteps:
                 episodes = parsers.grid_episodes(self.config, test, classes, timesteps)
@@ -366,6 +372,22 @@ class Run:
                 noise = StepNoise(device, "sample", self.config.test_spec.seed, classes, timesteps)
                 pictures.write_samples(path, model, pictures.spread(episodes), neighbours, noise)
         print(f"written: {folder}/*.png")
+
+    def _folder_of_samples(self) -> Path:
+        """`samples` in the folder of the run; there, a folder of their own for those of other weights."""
+        named, own = self._named, Path(self.config.train_spec.checkpoint_path)
+        other = named is not None and named.resolve() != own.resolve()
+        return self.folder / "samples" / named.stem if named and other else self.folder / "samples"
+
+
+def _held_by_training(path: Path) -> contextlib.AbstractContextManager[None]:
+    of_run = (state_path(path), evidence_path(path), path.with_suffix(".resolved.yaml"))
+    return checkpoints.held(path, "training", "train_spec.checkpoint_path", of_run)
+
+
+def _held_by_test(path: Path) -> contextlib.AbstractContextManager[None]:
+    of_table = [path.with_suffix(suffix) for suffix in (".md", ".png", ".npz", ".resolved.yaml")]
+    return checkpoints.held(path, "test", "test_spec.output_file", of_table)
 
 
 def _state_in(path: Path) -> dict[str, Any]:

@@ -238,7 +238,7 @@ class AugmentConfig(_Section):
 class MixtureConfig(_Section):
     """One more composition of memories to train with, drawn for a step with a probability ~ `weight`."""
 
-    weight: Annotated[float, Field(gt=0)] = 1.0  # that of the composition which stands in train_data itself is 1
+    weight: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0  # that of the composition in train_data itself is 1
     timesteps: Positive
     exact: bool = True
     max_img_per_class: Positive | None = None

@@ -173,11 +173,9 @@ def _test_size(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
 
 def _files(train: TrainSpec, test: TestSpec) -> Iterator[Problem]:
     """Files that are written must not be written over, and be read as what they are."""
-    if train.checkpoint_path.endswith(".safetensors"):
-        text = f"{train.checkpoint_path} would be taken for exported weights; use another ending, such as .pt"
+    if not train.checkpoint_path.endswith(".pt"):
+        text = f"{train.checkpoint_path} does not end in .pt, as the names of its neighbours need"
         yield "train_spec.checkpoint_path", text
-    if train.checkpoint_path == test.output_file:
-        yield "train_spec.checkpoint_path", f"{train.checkpoint_path} is the name of the table; choose another"
     if not test.output_file.endswith(".csv"):
         yield "test_spec.output_file", f"{test.output_file} does not end in .csv, as the names of its neighbours need"
     if train.log_file in (train.checkpoint_path, test.output_file):

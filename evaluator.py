@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 # Decodes at once: on a CPU as many as its caches like, on a GPU as many as keep it busy.
 TEST_DECODES_AT_ONCE = {"cpu": 200, "cuda": 4096}
 SAMPLES_AT_ONCE = 50  # of a target, at least
+_MEETING = 16  # batches after which several processes wait for each other
 
 PARTS = ("bound", "kl_a", "kl_z", "address_accuracy", "target_class")  # nats; a fraction; a number that names the class
 PerTarget = dict[str, np.ndarray]  # PARTS, each [n] float64
@@ -99,7 +100,9 @@ def evaluate_cell(
     """All targets of a cell, `batch` at a time in every process; `advance` is told how many are done."""
     n = len(episodes)
     values = {name: torch.zeros(n, dtype=torch.float64) for name in PARTS}
-    for first in range(0, n, batch * processes.world):
+    for number, first in enumerate(range(0, n, batch * processes.world)):
+        if number % _MEETING == 0:
+            processes.largest(0)  # the fastest would wait at the end for longer than communication may take
         mine = slice(first + batch * processes.rank, min(first + batch * (processes.rank + 1), n))
         if mine.start < n:
             for name, part in importance_bounds(model, episodes.batch(mine), key, k, chunk).items():

@@ -1,6 +1,7 @@
 """Writing files so that they survive."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def _write(path: Path, content: bytes, previous: Path | None) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What processes that were killed left of their writing to `path`."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[^.]*\.part")
+    return [other for other in path.parent.glob(".*.part") if pattern.fullmatch(other.name)]
 
 
 def _keep(path: Path, previous: Path) -> None:

@@ -9,11 +9,15 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """A signal asked the program to stop.  `status` is the exit status of a process that ends by it."""
+    """A signal asked the program to stop.
+
+    `status` is the exit status of a process that ends by it; `begun` says whether a training had taken the place of
+    what an earlier one left.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.status = 128 + number
+        self.status, self.begun = 128 + number, False
 
 
 class StoppedAtOnce(Stopped):

@@ -9,11 +9,14 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import launch
 from errors import PeerFailedError, PeerLostError, UserError, status_of
 from interrupts import Stopped, StopRequest
+
+if TYPE_CHECKING:
+    import commands
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,7 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report(error: BaseException, given: list[str]) -> None:
     """One sentence on stderr for what ended the program; process 0 of several speaks for all where it can."""
-    again = [argument for argument in given if argument != "--restart"]
+    plain = [argument for argument in given if argument != "--restart"]
+    again = plain if getattr(error, "begun", False) else given
     first = os.environ.get("RANK", "0") == "0"
     if isinstance(error, Stopped) and first:
         say(f"stopped by {error}; resume with: python run.py {shlex.join(again)}")
@@ -87,7 +91,7 @@ def report(error: BaseException, given: list[str]) -> None:
     elif not isinstance(error, Stopped | PeerFailedError):
         say(f"{type(error).__name__}: {error}")
     if first and (evidence := getattr(error, "evidence", None)):
-        replayed = [argument for argument in again if argument not in ("--train", "--test", "--sample")]
+        replayed = [argument for argument in plain if argument not in ("--train", "--test", "--sample")]
         say(f"replay that step alone with: python run.py {shlex.join([*replayed, '--replay', str(evidence)])}")
 
 
@@ -130,21 +134,32 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     if not args.replay and (number := run.processes_to_start(args.train)) > 1:
         return launch.run(launch.python(given), number)
     if args.replay:
+        if run.processes.world > 1:
+            raise UserError("--replay computes in one process: start it without torchrun")
         with commands.memory_watched():
             run.replay(args.replay)
         return 0
-    with commands.memory_watched(), run.together(args.train):
-        if args.train:
-            if args.test or args.sample:
-                run.check_test()
-            run.train(restart=args.restart)
-        if args.test:
-            run.test()
-        if args.sample:
-            run.sample()
-        if args.export:
-            run.export(args.export)
+    try:
+        with commands.memory_watched(), run.together(args.train):
+            act(run, args)
+    except Stopped as stopped:
+        stopped.begun = run.begun
+        raise
     return 0
+
+
+def act(run: "commands.Run", args: argparse.Namespace) -> None:
+    """What the flags ask for, in their order."""
+    if args.train:
+        if args.test or args.sample:
+            run.check_test()
+        run.train(restart=args.restart)
+    if args.test:
+        run.test()
+    if args.sample:
+        run.sample()
+    if args.export:
+        run.export(args.export)
 
 
 def leave(status: int) -> NoReturn:

@@ -158,7 +158,7 @@ class Trainer:
     @property
     def evidence_path(self) -> Path:
         """Where the state before a step that is not finite is kept."""
-        return self.checkpoint_path.with_name(f"{self.checkpoint_path.stem}.nonfinite.pt")
+        return evidence_path(self.checkpoint_path)
 
     def fit(self, journal: Journal) -> None:
         """Train to the end of the plan.
@@ -253,13 +253,26 @@ class Trainer:
         with self.processes.watched():
             batch = self.train.at(number)  # not in bf16: augmentation computes with coordinates of pixels
             with self._autocast():
-                try:
-                    loss, metrics = self.loss(batch, noise)
-                except ValueError as error:
-                    raise NonFiniteError(f"step {number}: {str(error).splitlines()[0]}") from error
+                loss, metrics = self.loss(batch, noise) if number else self._first_loss(batch, noise)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         return loss, nn.utils.clip_grad_norm_(self.model.parameters(), plan.grad_clip or math.inf), metrics
+
+    def _first_loss(self, batch: Any, noise: StepNoise) -> tuple[Tensor, dict[str, Tensor]]:
+        """That of the first step, where distributions check what they get.
+
+        Raises:
+            NonFiniteError: in all processes, if it happened in one: the others would wait for its gradient.
+        """
+        fault: ValueError | None = None
+        try:
+            result = self.loss(batch, noise)
+        except ValueError as error:
+            fault = error
+        if self.processes.largest(int(fault is not None)):
+            said = str(fault).splitlines()[0] if fault else "another process met what is not finite"
+            raise NonFiniteError(f"step 0: {said}") from fault
+        return result
 
     def replay(self) -> str:
         """The terms of the present step, computed without changing anything.  Raises NonFiniteError."""
@@ -389,6 +402,11 @@ def described(loss: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]) -> str:
 def state_path(checkpoint_path: Path) -> Path:
     """`<stem>.last.pt` beside the checkpoint."""
     return checkpoint_path.with_name(f"{checkpoint_path.stem}.last.pt")
+
+
+def evidence_path(checkpoint_path: Path) -> Path:
+    """`<stem>.nonfinite.pt`, the state before a step that is not finite."""
+    return checkpoint_path.with_name(f"{checkpoint_path.stem}.nonfinite.pt")
 
 
 def previous_state_path(checkpoint_path: Path) -> Path:

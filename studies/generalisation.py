@@ -92,6 +92,7 @@ def overrides(args: argparse.Namespace, path: Path, subset: str) -> list[str]:
         run.override("test_spec.output_file", _folder(args, path, subset) / "results.csv"),
         f"test_spec.subset={subset}",
         f"test_spec.importance_num={args.samples}",
+        "test_spec.metric=elbo",
         *asked(args),
     ]
 

@@ -308,12 +308,22 @@ def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> No
 
 
 def test_two_cannot_hold_the_same_checkpoint(tmp_path: Path) -> None:
-    with checkpoints.held(tmp_path / "new" / "a.pt"), checkpoints.held(tmp_path / "new" / "b.pt"):
-        with pytest.raises(UserError, match="another training") as caught, checkpoints.held(tmp_path / "new" / "a.pt"):
-            pass
+    a, b = tmp_path / "new" / "a.pt", tmp_path / "new" / "b.pt"
+    with checkpoints.held(a, "training", "key"), checkpoints.held(b, "training", "key"):
+        with pytest.raises(UserError, match=r"another training.*another key") as caught:
+            checkpoints.held(a, "training", "key").__enter__()
         assert caught.value.status == 2
-    with checkpoints.held(tmp_path / "new" / "a.pt"):
+    with checkpoints.held(a, "training", "key"):
         pass
+
+
+def test_only_what_a_killed_process_left_of_these_files_is_removed(tmp_path: Path) -> None:
+    a, beside, other = tmp_path / "a.pt", tmp_path / "a.last.pt", tmp_path / "a.long.pt"
+    leftovers = {path: path.with_name(f".{path.name}.x7_y.part") for path in (a, beside, other)}
+    for path in leftovers.values():
+        path.touch()
+    with checkpoints.held(a, "training", "key", [beside]):
+        assert [path.exists() for path in leftovers.values()] == [False, False, True]
 
 
 def test_the_digest_tells_every_change_of_the_weights() -> None:

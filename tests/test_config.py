@@ -498,9 +498,10 @@ def test_missing_sections_and_keys() -> None:
         (["test_data.split=45-5"], ["test_data.split: 45-5 differs from train_data.split official"]),
         (["test_data.kind=glyphs"], ["test_data.kind: glyphs differs from train_data.kind omniglot"]),
         (["train_spec.checkpoint_path=a.safetensors"],
-         ["train_spec.checkpoint_path: a.safetensors would be taken for exported weights", "use another ending"]),
-        (["train_spec.checkpoint_path=x.csv", "test_spec.output_file=x.csv"],
-         ["train_spec.checkpoint_path: x.csv is the name of the table; choose another"]),
+         ["train_spec.checkpoint_path: a.safetensors does not end in .pt"]),
+        (["train_spec.checkpoint_path=runs/lr0.001"], ["train_spec.checkpoint_path: runs/lr0.001 does not end in .pt"]),
+        (["train_data.mixture=[{timesteps: 4, max_img_per_class: 2, weight: 1e39}]"],
+         ["train_data.mixture[0].weight: value 1e+39", "1000000"]),
         (["train_spec.warmup=9", "train_spec.steps=8"], ["train_spec.warmup: 9 is more than train_spec.steps 8"]),
     ],
 )  # fmt: skip
@@ -684,7 +685,7 @@ def configs(draw: st.DrawFn) -> Config:
         val_data=config.DataConfig(**shared, batch_size=draw(positives)),
         test_data=config.TestDataConfig(**shared, batch_size=draw(positives)),
         train_spec=config.TrainSpec(
-            checkpoint_path=draw(texts),
+            checkpoint_path=draw(texts) + ".pt",
             log_file=draw(st.none() | texts.map(lambda text: text + ".jsonl")),
             gpus=draw(gpus),
             steps=steps,

@@ -337,6 +337,29 @@ def test_samples_are_not_put_beside_training_images_of_another_choice(
     assert "the model was trained on other classes" in caplog.text
 
 
+def test_samples_of_other_weights_have_a_folder_of_their_own(run: Path, finished: Path) -> None:
+    assert main(run, "--sample", "--checkpoint", str(run / "vma.pt")) == 0
+    own = {path: path.read_bytes() for path in (run / "samples").iterdir()}
+    assert {path.name for path in own} == {f"C{c}_M{m}.png" for c, m in CELLS}
+    other = run / "other.pt"
+    other.write_bytes((finished / "vma.pt").read_bytes())
+    assert main(run, "--sample", "--checkpoint", str(other), "test_spec.seed=1") == 0
+    assert {path.name for path in (run / "samples" / "other").iterdir()} == {path.name for path in own}
+    assert all(path.read_bytes() == content for path, content in own.items())
+
+
+def test_two_tests_do_not_write_to_one_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = run / "table.csv"
+    before = {path: path.read_bytes() for path in run.glob("table.*")}
+    with checkpoints.held(table, "test", "test_spec.output_file"):
+        assert main(run, "--test", "test_spec.seed=1") == 2
+    assert (
+        f"{table}: another test writes to it; wait for it, or choose another test_spec.out" in capsys.readouterr().err
+    )
+    assert {path: path.read_bytes() for path in run.glob("table.*")} == before
+    assert main(run, "--test") == 0
+
+
 def test_a_test_leaves_the_precision_of_training_as_it_was(run: Path) -> None:
     with as_it_was():
         one = commands.Run(config(run), None, None, None, StopRequest())

@@ -240,6 +240,12 @@ def test_processes_agree(tmp_path: Path) -> None:
         }
 
 
+def test_one_process_replays(tmp_path: Path) -> None:
+    code, _, err = run(tmp_path, 2, "--replay", str(tmp_path / "vma.nonfinite.pt"))
+    assert code == 2 and "--replay computes in one process: start it without torchrun" in err
+    assert "Traceback" not in err
+
+
 def test_one_process_talks_to_itself() -> None:
     me = Processes()
     assert me == from_environment()
@@ -276,6 +282,26 @@ def test_a_loss_that_is_not_finite_on_one_stops_all(tmp_path: Path) -> None:
     assert evidence["progress"]["step"] == 4
     assert all(value.isfinite().all() for value in evidence["model"].values())
     assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 3
+
+
+REFUSED_BY_ONE = """
+from models.vma.vma import VMA
+loss = VMA.loss
+def broken(model, *args):
+    if rank == {rank}:
+        fault()
+        raise ValueError("Expected parameter logits to satisfy the constraint")  # as distributions say it
+    return loss(model, *args)
+VMA.loss = broken
+"""
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_distributions_refuse_in_one_stops_all(tmp_path: Path, rank: int) -> None:
+    code, _, err = finish(start_together(2, *script(tmp_path, REFUSED_BY_ONE.format(rank=rank), *RUN)))
+    assert code == 1 and since_the_fault(tmp_path) < 30
+    assert "NonFiniteError: step 0: Expected parameter logits" in err
+    assert "NonFiniteError: step 0: another process met" in err and "Traceback" not in err
 
 
 FULL_DISK = """
@@ -316,6 +342,31 @@ def test_a_signal_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two: Pat
     assert run(tmp_path, 2, *RUN)[0] == 0
     assert curves(tmp_path) == curves(two)
     assert same_end(tmp_path, two)
+
+
+ONE_WAITS_FOR_THE_OTHER = """
+from models.vma.vma import VMA
+loss, calls = VMA.loss, []
+def slow(model, *args):
+    calls.append(1)
+    if rank == 1 and len(calls) == 5:
+        time.sleep(1)  # the other comes to the gradient that it needs of this one
+        fault()
+        time.sleep(60)
+    return loss(model, *args)
+VMA.loss = slow
+"""
+
+
+def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
+    process = start_together(2, *script(tmp_path, ONE_WAITS_FOR_THE_OTHER, *RUN))
+    wait_for((tmp_path / "fault").exists, process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    code, _, err = finish(process, seconds=60)
+    assert code == 130 and since_the_fault(tmp_path) < 30
+    assert "Traceback" not in err
 
 
 SIGNAL_TO_ONE = """

@@ -374,6 +374,23 @@ def test_restart_begins_anew(
     assert [step for step, _ in board(tmp_path / "tb")["train/loss"]] == list(range(1, 11))
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_restart_is_asked_for_again_until_it_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: bool
+) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=2") == 0
+    before = (tmp_path / "vma.last.pt").read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        if begun:
+            SignalAt(patch, "train", 1, 0, signal.SIGINT)
+        else:
+            patch.setattr(parsers, "build_model", lambda *args: signal.raise_signal(signal.SIGINT))
+        assert main(tmp_path, "--train", "--restart", "train_spec.steps=2") == 130
+    assert ("--restart" in capsys.readouterr().err) != begun
+    assert ((tmp_path / "vma.last.pt").read_bytes() == before) != begun
+
+
 def test_a_restarted_run_that_died_does_not_become_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
 ) -> None:

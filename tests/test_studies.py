@@ -306,7 +306,9 @@ def test_the_generalisation_study_end_to_end(tmp_path: Path, capsys: pytest.Capt
     output = tmp_path / "g"
     named = ["--checkpoint", str(two), "--checkpoint", str(one), "--device", "cpu", "--output", str(output)]
     sizes = ["--targets", "6", "--samples", "5", "--memory", "3", "--classes", "2"]
-    assert generalisation.main([*arguments(tmp_path), *named, *sizes]) == 0
+    given = arguments(tmp_path)
+    Path(given[1]).write_text(text(tmp_path).replace("importance_num: 60", "importance_num: 60, metric: elbo@60"))
+    assert generalisation.main([*given, *named, *sizes]) == 0
     found = rows(output / "generalisation.csv")
     assert [(row["checkpoint"], row["targets_seen"], row["subset"]) for row in found] == [
         (name, seen, subset)
