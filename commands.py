@@ -8,6 +8,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,12 +263,26 @@ class Run:
             for classes, timesteps in self.processes.on_main(table.open):
                 cell = parsers.cell_name(classes, timesteps)
                 episodes = parsers.grid_episodes(config, images, classes, timesteps)
+                begun = self.processes.on_main(partial(table.begun, cell))
                 with tqdm(
-                    total=len(episodes), desc=cell, unit="target", dynamic_ncols=True, disable=not self.processes.main
+                    total=len(episodes),
+                    initial=len(begun["bound"]) if begun else 0,
+                    desc=cell,
+                    unit="target",
+                    dynamic_ncols=True,
+                    disable=not self.processes.main,
                 ) as bar:
-                    key, k = ("test", grid.seed, cell), grid.importance_num
                     values = evaluator.evaluate_cell(
-                        model, episodes, key, k, batch, chunk, bar.update, processes=self.processes
+                        model,
+                        episodes,
+                        ("test", grid.seed, cell),
+                        grid.importance_num,
+                        batch,
+                        chunk,
+                        bar.update,
+                        processes=self.processes,
+                        begun=begun,
+                        keep=partial(table.put_begun, cell),
                     )
                 self.processes.on_main(lambda cell=cell, values=values: table.put(cell, values))  # type: ignore[misc]
         if self.processes.main:
@@ -427,6 +442,14 @@ class Table:
             "%s holds no cell of these weights and this test; that table is now %s.before-%d.*",
             self._ledger.path, stem, free,
         )  # fmt: skip
+
+    def begun(self, cell: str) -> evaluator.PerTarget | None:
+        """The first targets of a cell, where an earlier run came so far."""
+        return self._ledger.begun(cell)
+
+    def put_begun(self, cell: str, values: evaluator.PerTarget) -> None:
+        """Keep the first targets of a cell.  Raises OSError."""
+        self._ledger.put_begun(cell, values)
 
     def put(self, cell: str, values: evaluator.PerTarget) -> None:
         """Write a finished cell.  Raises OSError."""

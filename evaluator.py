@@ -7,9 +7,11 @@ import io
 import json
 import logging
 import math
+import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,12 @@ _log = logging.getLogger(__name__)
 # Decodes at once: on a CPU as many as its caches like, on a GPU as many as keep it busy.
 TEST_DECODES_AT_ONCE = {"cpu": 200, "cuda": 4096}
 SAMPLES_AT_ONCE = 50  # of a target, at least
-_MEETING = 16  # batches after which several processes wait for each other
+
+_MEETING = 16  # batches after which processes meet: the fastest would else wait for longer than communication may take
+_KEPT_EVERY = 120.0  # seconds, after which the targets of a cell that are done are kept, when processes meet
 
 PARTS = ("bound", "kl_a", "kl_z", "address_accuracy", "target_class")  # nats; a fraction; a number that names the class
+_BEGUN = ", begun"  # after the name of a cell of which only the first targets are done
 PerTarget = dict[str, np.ndarray]  # PARTS, each [n] float64
 _LARGEST_LEDGER = 1 << 28  # bytes; a cell of 13,180 targets takes 527 kB
 
@@ -96,13 +101,25 @@ def evaluate_cell(
     chunk: int,
     advance: Callable[[int], object],
     processes: Processes = Processes(),
+    begun: PerTarget | None = None,
+    keep: Callable[[PerTarget], object] = lambda first_ones: None,
 ) -> PerTarget:
-    """All targets of a cell, `batch` at a time in every process; `advance` is told how many are done."""
-    n = len(episodes)
+    """All targets of a cell, `batch` at a time in every process; `advance` is told how many were done.
+
+    `begun` are the values of the first ones, if an earlier run came so far; from time to time process 0 is to `keep`
+    those so far.
+    """
+    n, done = len(episodes), 0 if begun is None else len(begun["bound"])
     values = {name: torch.zeros(n, dtype=torch.float64) for name in PARTS}
-    for number, first in enumerate(range(0, n, batch * processes.world)):
-        if number % _MEETING == 0:
-            processes.largest(0)  # the fastest would wait at the end for longer than communication may take
+    if begun is not None and processes.main:  # the sum over processes is taken
+        for name, value in values.items():
+            value[:done] = torch.tensor(begun[name])
+    since = time.monotonic()
+    for number, first in enumerate(range(done, n, batch * processes.world)):
+        if number % _MEETING == 0 and processes.largest(int(time.monotonic() - since > _KEPT_EVERY)):
+            so_far = {name: processes.total(value[:first].clone()).numpy() for name, value in values.items()}
+            processes.on_main(partial(keep, so_far))
+            since = time.monotonic()
         mine = slice(first + batch * processes.rank, min(first + batch * (processes.rank + 1), n))
         if mine.start < n:
             for name, part in importance_bounds(model, episodes.batch(mine), key, k, chunk).items():
@@ -113,6 +130,8 @@ def evaluate_cell(
 
 class Ledger:
     """The finished cells, kept beside the table in `<stem>.npz`: the values of every single target and their key.
+
+    Of a cell that is not finished they are those of the first targets, under another name.
 
     `foreign` says that there is a file, and no cell in it that was made with this key.
     """
@@ -134,8 +153,21 @@ class Ledger:
             return None
         return {name: self._arrays[f"{cell}/{name}"] for name in PARTS}
 
+    def begun(self, cell: str) -> PerTarget | None:
+        """The values of the first targets of a cell that is not finished."""
+        return self.get(cell + _BEGUN)
+
     def put(self, cell: str, values: PerTarget) -> None:
         """Keep a finished cell, on disk too.  Raises OSError."""
+        for name in _names(cell + _BEGUN):
+            self._arrays.pop(name, None)
+        self._put(cell, values)
+
+    def put_begun(self, cell: str, values: PerTarget) -> None:
+        """Keep the first targets of a cell, on disk too.  Raises OSError."""
+        self._put(cell + _BEGUN, values)
+
+    def _put(self, cell: str, values: PerTarget) -> None:
         self._arrays[f"{cell}/key"] = np.array(self._key)
         self._arrays |= {f"{cell}/{name}": value for name, value in values.items()}
         buffer = io.BytesIO()

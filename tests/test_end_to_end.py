@@ -244,21 +244,52 @@ def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
 # --- interrupted ------------------------------------------------------------------------------------------------------
 
 
-def signal_in_cell(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Sends SIGTERM in the middle of the `number`-th cell."""
+def signal_in_cell(monkeypatch: pytest.MonkeyPatch, number: int, after: int = 1) -> None:
+    """Sends SIGTERM in the middle of the `number`-th cell, when at least `after` of its targets are done."""
     real = evaluator.evaluate_cell
-    left = [number]
+    left, done = [number], [0]
 
     def interrupted(*args: Any, **options: Any) -> evaluator.PerTarget:
         left[0] -= 1
 
         def and_signal(n: int) -> None:
-            if not left[0]:
+            done[0] += n * (not left[0])
+            if done[0] >= after:
                 signal.raise_signal(signal.SIGTERM)
 
         return real(*[*args[:-1], and_signal], **options)
 
     monkeypatch.setattr(evaluator, "evaluate_cell", interrupted)
+
+
+def test_a_test_interrupted_in_a_cell_goes_on_with_its_next_targets(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = bounds(run)
+    for path in run.glob("table.*"):
+        path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator, "_MEETING", 1)
+        patch.setattr(evaluator, "_KEPT_EVERY", -1.0)
+        signal_in_cell(patch, 3, after=8)
+        assert main(run, "--test") == 143
+    kept = bounds(run)
+    assert [len(values) for values in kept.values()] == [12, 12, 4]  # the 4 after these are not kept yet
+    assert np.array_equal(kept["C=2 M=1, begun"], before["C=2 M=1"][:4])
+    assert [(int(row["max_batch_cls"]), int(row["timesteps"])) for row in table(run)] == CELLS[:2]
+
+    computed: list[int] = []
+    real = evaluator.importance_bounds
+
+    def noted(model: Any, episodes: Any, *args: Any) -> Any:
+        computed.append(len(episodes.x))
+        return real(model, episodes, *args)
+
+    monkeypatch.setattr(evaluator, "importance_bounds", noted)
+    assert main(run, "--test") == 0
+    assert sum(computed) == 8 + 12
+    after = bounds(run)
+    assert after.keys() == before.keys()
+    for cell, values in before.items():
+        np.testing.assert_allclose(after[cell], values, rtol=0, atol=1e-5)
 
 
 def test_an_interrupted_test_goes_on_with_the_next_cell(

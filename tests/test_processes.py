@@ -124,6 +124,34 @@ def test_the_table_does_not_depend_on_the_number_of_processes(alone: Path, two: 
             np.testing.assert_allclose(both[name], one[name], rtol=0, atol=1e-4)
 
 
+KILLED_IN_A_CELL = """
+import signal
+import commands, evaluator
+evaluator._MEETING, evaluator._KEPT_EVERY = 1, -1.0
+put = commands.Table.put_begun
+def killed(table, cell, values):
+    put(table, cell, values)
+    if cell == "C=2 M=3" and len(values["bound"]) == 8:
+        fault()
+        os.kill(os.getpid(), signal.SIGKILL)
+commands.Table.put_begun = killed
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_that_two_processes_began_goes_on(alone: Path, tmp_path: Path) -> None:
+    given = ("--test", "--checkpoint", str(alone / "vma.pt"), "test_data.batch_size=2")
+    code, _, _ = finish(start_together(2, *script(tmp_path, KILLED_IN_A_CELL, *given)))
+    assert code == 137 and since_the_fault(tmp_path) < 30
+    with np.load(tmp_path / "table.npz") as kept, np.load(alone / "table.npz") as one:
+        np.testing.assert_allclose(kept["C=2 M=3, begun/bound"], one["C=2 M=3/bound"][:8], rtol=0, atol=1e-4)
+    assert run(tmp_path, 2, *given)[0] == 0
+    with np.load(tmp_path / "table.npz") as both, np.load(alone / "table.npz") as one:
+        assert set(both.files) == set(one.files)
+        for name in (name for name in one.files if not name.endswith("key")):
+            np.testing.assert_allclose(both[name], one[name], rtol=0, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(alone: Path, tmp_path: Path) -> None:
     assert run(tmp_path, 2, *RUN, "train_spec.steps=7")[0] == 0

@@ -164,11 +164,11 @@ def test_the_ablations_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     weights = (output / "plain" / "weights.pt").read_bytes()
     computed, real = [], evaluator.evaluate_cell
 
-    def counted(*args: Any) -> evaluator.PerTarget:
+    def counted(*args: Any, **options: Any) -> evaluator.PerTarget:
         computed.append(args)
-        return real(*args)
+        return real(*args, **options)
 
-    monkeypatch.setattr(evaluator, "evaluate_cell", lambda *args, processes: counted(*args))
+    monkeypatch.setattr(evaluator, "evaluate_cell", counted)
     assert ablations.main([str(path), "--output", str(output), "--device", "cpu"]) == 0
     assert (output / "plain" / "weights.pt").read_bytes() == weights and len(computed) == 2  # those of the other row
     found = rows(output / "ablations.csv")
