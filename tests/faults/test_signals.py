@@ -124,7 +124,7 @@ def test_only_one_of_two_trainings_that_start_together_goes_on(tmp_path: Path) -
     wait_for(lambda: any(process.poll() is not None for process in both), both[0], 120)
     refused, going_on = sorted(both, key=lambda process: process.poll() is None)
     status, _, err = finish(refused)
-    assert status == 2 and "another training writes to this checkpoint" in err
+    assert status == 2 and "another training writes to it" in err
     wait_for(logged(tmp_path, 1), going_on)
     going_on.send_signal(signal.SIGTERM)
     assert finish(going_on)[0] == 143
