@@ -284,7 +284,7 @@ class Run:
                         begun=begun,
                         keep=partial(table.put_begun, cell),
                     )
-                self.processes.on_main(lambda cell=cell, values=values: table.put(cell, values))  # type: ignore[misc]
+                self.processes.on_main(partial(table.put, cell, values))
         if self.processes.main:
             print(table.markdown())
             print(f"written: {spec.output_file}, and beside it the table as .md, the plot as .png, every bound as .npz")
@@ -390,9 +390,10 @@ class Run:
 
     def _folder_of_samples(self) -> Path:
         """`samples` in the folder of the run; there, a folder of their own for those of other weights."""
-        named, own = self._named, Path(self.config.train_spec.checkpoint_path)
-        other = named is not None and named.resolve() != own.resolve()
-        return self.folder / "samples" / named.stem if named and other else self.folder / "samples"
+        own, named = self.folder / "samples", self._named
+        if named is None or named.resolve() == Path(self.config.train_spec.checkpoint_path).resolve():
+            return own
+        return own / named.stem
 
 
 def _held_by_training(path: Path) -> contextlib.AbstractContextManager[None]:
