@@ -19,6 +19,7 @@ from typing import TypeAlias
 
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
+POLL = 0.05  # seconds between two looks at the processes
 QUIET, GRACE = 3, 20  # seconds after a failure until the others are asked to end, and until they are ended
 
 
@@ -61,7 +62,7 @@ def _wait(processes: Sequence[Process]) -> int:
     """The first exit status that is not 0, when all have ended or their time is up."""
     running, status = True, 0
     while running and not status:
-        time.sleep(0.05)
+        time.sleep(POLL)
         running = _some_run(processes)
         status = _first_failure(processes)  # after that: the last one may fail in between
     _give_time(QUIET, processes)  # most know by themselves that one is missing
@@ -74,7 +75,7 @@ def _wait(processes: Sequence[Process]) -> int:
 def _give_time(seconds: float, processes: Sequence[Process]) -> None:
     end = time.monotonic() + seconds
     while _some_run(processes) and time.monotonic() < end:
-        time.sleep(0.05)
+        time.sleep(POLL)
 
 
 def _some_run(processes: Sequence[Process]) -> bool:

@@ -76,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, Stopped, PeerFailedError, PeerLostError, OSError, ArithmeticError, MemoryError) as error:
         stop.over()
         report(error, given)
+        if isinstance(error, PeerLostError) and stop.received:  # the other one was faster to end by what both heard
+            return 128 + stop.received
         return status_of(error)
 
 

@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 
 import checkpoints
 import config as configuration
+import launch
 import parsers
 import run
 from config import Config
@@ -128,12 +129,16 @@ def start_program(folder: Path, *more: str) -> subprocess.Popen[str]:
     return start("run.py", *arguments(folder, *more))
 
 
-_TOGETHER = "import launch, sys; sys.exit(launch.run([sys.executable, *sys.argv[2:]], int(sys.argv[1])))"
+_TOGETHER = """
+import launch, sys
+launch.POLL, world, *command = float(sys.argv[1]), int(sys.argv[2]), sys.executable, *sys.argv[3:]
+sys.exit(launch.run(command, world))
+"""
 
 
-def start_together(world: int, *command: str) -> subprocess.Popen[str]:
-    """`python command...` in `world` processes that work on one run."""
-    return start("-c", _TOGETHER, str(world), *command)
+def start_together(world: int, *command: str, poll: float = launch.POLL) -> subprocess.Popen[str]:
+    """`python command...` in `world` processes that work on one run, looked at every `poll` seconds."""
+    return start("-c", _TOGETHER, str(poll), str(world), *command)
 
 
 _NAPPING = """\

@@ -386,8 +386,9 @@ VMA.loss = slow
 """
 
 
-def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
-    process = start_together(2, *script(tmp_path, ONE_WAITS_FOR_THE_OTHER, *RUN))
+@pytest.mark.parametrize("poll", [0.05, 5], ids=["one is seen to end first", "both are seen to have ended"])
+def test_a_second_signal_ends_all_at_once(tmp_path: Path, poll: float) -> None:
+    process = start_together(2, *script(tmp_path, ONE_WAITS_FOR_THE_OTHER, *RUN), poll=poll)
     wait_for((tmp_path / "fault").exists, process)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
