@@ -83,9 +83,12 @@ def _some_run(processes: Sequence[Process]) -> bool:
 
 
 def _first_failure(processes: Sequence[Process]) -> int:
-    """The exit status of a process that failed; 128 + N for one that was ended by signal N."""
-    codes = [process.poll() for process in processes]
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+    """The exit status of a process that failed; 128 + N for one that was ended by signal N.
+
+    1, which is also that of a process that lost another one, counts only where nothing else does.
+    """
+    codes = sorted(filter(None, (process.poll() for process in processes)), key=lambda code: code == 1)
+    return next((code if code > 0 else 128 - code for code in codes), 0)
 
 
 def _environment(rank: int, world: int, port: int) -> dict[str, str]:

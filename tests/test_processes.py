@@ -437,7 +437,7 @@ if not os.environ.get("SPARE"):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_kill_9_of_one_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two: Path, rank: int) -> None:
     code, _, err = finish(start_together(2, *script(tmp_path, KILLED.format(rank=rank), *RUN)))
-    assert code in (137, 1) and since_the_fault(tmp_path) < 30
+    assert code == 137 and since_the_fault(tmp_path) < 30
     assert "another process of this run has ended" in err and "Traceback" not in err
     assert run(tmp_path, 2, *RUN)[0] == 0
     assert curves(tmp_path) == curves(two)
@@ -467,7 +467,7 @@ def test_two_processes_killed_at_many_moments_go_on_exactly(tmp_path: Path) -> N
             os.kill(found[attempt // 2 % 2], signal.SIGKILL)
             killed += 1
         code, _, err = finish(process)
-        assert code in (1, 137) and "Traceback" not in err
+        assert code == 137 and "Traceback" not in err
         checkpoints.load(tmp_path / "vma.last.pt")
     assert killed == 4
     steps = f"train_spec.steps={checkpoints.load(tmp_path / 'vma.last.pt')['progress']['step'] + 10}"
@@ -573,6 +573,16 @@ def test_the_first_failure_counts_and_ends_the_others(tmp_path: Path, monkeypatc
     began = time.monotonic()
     assert launched(tmp_path, "sys.exit(3) if rank else time.sleep(60)") == 3
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("cause", ["sys.exit(3)", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_cause_counts_where_those_that_lost_it_have_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, cause: str
+) -> None:
+    monkeypatch.setattr(launch, "POLL", 1.0)
+    source = f"{cause} if rank == {first} else sys.exit(1)"
+    assert launched(tmp_path, source) == (3 if "3" in cause else 137)
 
 
 def test_a_child_that_ignores_signals_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
