@@ -1,4 +1,6 @@
-"""Pictures of what the model does: memories, samples of p(x|M), reconstructions with the picked address.
+"""Pictures of what the model does: memories, samples, reconstructions with the picked address.
+
+A sample is shown by its pixel means: those of p(x|z,m_a) with (a, z) drawn from p(a|M) p(z|m_a).
 
 `G` memories · `T` targets · `M` images in a memory · `S` slots, M and the dummies · `H W` image.
 """
@@ -66,7 +68,7 @@ def write_samples(path: Path, model: VMA, episodes: Episodes, training: Tensor |
     columns = {
         "memory": memory[:, :_MOST_SHOWN],
         "target, picked,\nreconstruction": torch.cat([episodes.x, picked, reconstruction], 1),
-        "samples of p(x|M)": samples.transpose(0, 1),
+        "pixel means of samples of p(x|M)": samples.transpose(0, 1),
     }
     if training is not None:
         columns["training image nearest to each sample"] = nearest(samples, training).transpose(0, 1)
@@ -79,8 +81,9 @@ def write_samples(path: Path, model: VMA, episodes: Episodes, training: Tensor |
         axis.imshow(_paper(_tiled(block)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(title, fontsize=8)
         axis.axis("off")
-    shown = f", the first {_MOST_SHOWN} shown" if memory.shape[1] > _MOST_SHOWN else ""
-    figure.suptitle(f"memories of {memory.shape[1]} images{shown}", fontsize=9)
+    size = memory.shape[1]
+    shown = f", the first {_MOST_SHOWN} shown" if size > _MOST_SHOWN else ""
+    figure.suptitle(f"memories of {size} image{'' if size == 1 else 's'}{shown}", fontsize=9)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -13,7 +13,7 @@ _COLOURS = {"train": "C0", "test": "C1"}
 
 
 def draw(results: Results) -> bytes:
-    """Ratios to the naive program, shares of the floor, and growth of rate and memory, as far as measured -> a PNG."""
+    """Ratios to the straightforward program, shares of the floor, growth of rate and memory, where measured: a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -21,8 +21,8 @@ def draw(results: Results) -> bytes:
 
     figure, axes = plt.subplots(2, 4, figsize=(17, 8))
     speed = _measured(results, "speed")
-    _bars(axes[0, 0], speed, lambda row: row["times_naive"], "times the naive program")
-    _bars(axes[1, 0], speed, lambda row: row["share_of_floor"], "share of the floor (networks alone)")
+    _bars(axes[0, 0], speed, lambda row: row["times_naive"], "times the straightforward program")
+    _bars(axes[1, 0], speed, lambda row: row["share_of_floor"], "share of the rate of the networks alone")
     growth = _measured(results, "growth")
     for column, axis in enumerate(_AXES, start=1):
         series = {name: one for name, one in growth.items() if one["axis"] == axis}
@@ -72,10 +72,11 @@ def _lines(axis: Any, name: str, series: Mapping[str, Any], quantity: str, label
     else:
         axis.set_ylim(bottom=0)
     ticks = sorted({point["value"] for one in series.values() for point in one["points"]})
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    apart = [tick for tick, before in zip(ticks, [0, *ticks], strict=False) if tick > 1.5 * before]
+    axis.set_xticks(apart, [str(tick) for tick in apart])
     axis.tick_params(axis="x", labelrotation=45 if len(ticks) > 4 else 0)
     axis.minorticks_off()
     axis.set_xlabel(_AXES[name])
     axis.set_ylabel(label)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=6)
+    axis.legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.5, 1))  # above: lines may be anywhere

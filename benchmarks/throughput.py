@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput [--config configs/vma.yaml] [--device cpu] [--naive FILE]
 
-writes `results/throughput/<device>.json` and `.png`.
+writes `runs/throughput/<device>.json` and `.png`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, metavar="B",
                    help=f"targets in a step of training ({_CPU_BATCH} on the CPU, else as configured)")  # fmt: skip
     p.add_argument("--parts", default=",".join(PARTS), metavar=",".join(PARTS), help="what is measured, all by default")
-    p.add_argument("--output", type=Path, default=Path("results/throughput"), metavar="DIR", help="where files go")
+    p.add_argument("--output", type=Path, default=Path("runs/throughput"), metavar="DIR", help="where files go")
     p.add_argument("--quick", action="store_true", help="one short round of few sizes: a trial, not a measurement")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a key of the configuration; may be repeated")  # fmt: skip

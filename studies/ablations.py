@@ -1,6 +1,6 @@
 """What each part of a recipe is worth: the same training with one part changed, from one list of such changes.
 
-    python -m studies.ablations studies/ablations.yaml --output results/ablations [--only NAME ...]
+    python -m studies.ablations studies/ablations.yaml --output runs/ablations [--only NAME ...]
 
 trains and tests every row of the list by the command line of the project (a row that was begun is resumed, one that is
 done is kept), and writes `ablations.csv` and `.md` beside the folders of the rows.  Rows that are not done, or were
@@ -46,7 +46,7 @@ class Study:
 def parser() -> argparse.ArgumentParser:
     p = run.Parser(prog="python -m studies.ablations", allow_abbrev=False, description=__doc__.splitlines()[0])
     p.add_argument("study", type=Path, metavar="YAML", help="the list: config, set, rows")
-    p.add_argument("--output", type=Path, default=Path("results/ablations"), metavar="DIR", help="where files go")
+    p.add_argument("--output", type=Path, default=Path("runs/ablations"), metavar="DIR", help="where files go")
     p.add_argument("--only", action="append", metavar="NAME", help="only this row of the list; may be repeated")
     p.add_argument("--root", metavar="DIR", help="where the data is")
     p.add_argument("--device", type=run.device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--memory", type=int, default=5, metavar="M", help="images in a memory (5)")
     p.add_argument("--targets", type=int, default=200, metavar="N", help="targets, spread over the classes (200)")
     p.add_argument("--sizes", type=_sizes, default=SIZES, metavar="K,K,...", help="K, each a divisor of the largest")
-    p.add_argument("--output", type=Path, default=Path("results/estimator"), metavar="DIR", help="where files go")
+    p.add_argument("--output", type=Path, default=Path("runs/estimator"), metavar="DIR", help="where files go")
     return p
 
 

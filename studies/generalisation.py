@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--memory", type=int, default=5, metavar="M", help="images in a memory (5)")
     p.add_argument("--targets", type=int, default=200, metavar="N", help="targets of each kind of classes (200)")
     p.add_argument("--samples", type=int, default=100, metavar="K", help="importance samples (100)")
-    p.add_argument("--output", type=Path, default=Path("results/generalisation"), metavar="DIR", help="where files go")
+    p.add_argument("--output", type=Path, default=Path("runs/generalisation"), metavar="DIR", help="where files go")
     return p
 
 
@@ -144,7 +144,7 @@ def markdown(rows: Sequence[Mapping[str, str | int | float]], config: Config) ->
 
 
 def draw(rows: Sequence[Mapping[str, str | int | float]], args: argparse.Namespace) -> bytes:
-    """A line for each kind of classes against the targets seen, with bars of one standard error -> a PNG."""
+    """A line for each kind of classes against the targets seen, with bars of two standard errors each way -> a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -152,12 +152,13 @@ def draw(rows: Sequence[Mapping[str, str | int | float]], args: argparse.Namespa
     from matplotlib.ticker import EngFormatter
 
     figure, axis = plt.subplots(figsize=(6, 4))
-    for subset, label in SUBSETS.items():
+    beside = 0.006 * max(float(row["targets_seen"]) for row in rows)
+    for number, (subset, label) in enumerate(SUBSETS.items()):
         of = [row for row in rows if row["subset"] == subset]
         axis.errorbar(
-            [float(row["targets_seen"]) for row in of],
+            [float(row["targets_seen"]) + number * beside for row in of],
             [float(row["ELBO"]) for row in of],
-            yerr=[float(row["stderr"]) for row in of],
+            yerr=[2 * float(row["stderr"]) for row in of],
             marker="o",
             markersize=3,
             capsize=2,
@@ -166,7 +167,8 @@ def draw(rows: Sequence[Mapping[str, str | int | float]], args: argparse.Namespa
     axis.xaxis.set_major_formatter(EngFormatter())
     axis.set_xlabel("targets seen")
     axis.set_ylabel(f"ELBO@{args.samples}, nats per image (lower is better)")
-    axis.set_title(f"{cell_name(args.classes, args.memory)}, {rows[0]['targets']} targets of each", fontsize=9)
+    of_each = f"{cell_name(args.classes, args.memory)}, {rows[0]['targets']} targets of each"
+    axis.set_title(f"{of_each}; bars: two standard errors each way", fontsize=8)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return png(figure)
