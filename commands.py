@@ -157,6 +157,7 @@ class Run:
         """A trainer at its beginning, whose weights go to `path`.  Raises UserError, DataError."""
         config, spec, device = self.config, self.config.train_spec, self.device_for(train=True)
         torch.backends.cudnn.allow_tf32 = True  # an earlier test of this process may have turned it off
+        Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood; the first step has it
         # Optimizers import this, which takes as long as unpacking the images does.
         threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()
         images = parsers.training_images(config, device)
@@ -238,7 +239,8 @@ class Run:
 
     def _journal(self, start: int | None) -> Journal:
         log_file = self.config.train_spec.log_file
-        return Journal(Path(log_file) if log_file else None, self._logdir or self.folder / "tb", start)
+        stem = Path(self.config.train_spec.checkpoint_path).stem  # other runs may have their files in the same folder
+        return Journal(Path(log_file) if log_file else None, self._logdir or self.folder / "tb" / stem, start)
 
     # --- test ---------------------------------------------------------------------------------------------------------
 
@@ -325,9 +327,13 @@ class Run:
                 f"written: {path}, {path.stat().st_size} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
             )
 
+    @property
+    def _path_to_test(self) -> Path:
+        return self._named or Path(self.config.test_checkpoint)
+
     def _checkpoint(self) -> dict[str, Any]:
         """The checkpoint to test; its networks are those of the configuration.  Raises UserError, DataError."""
-        path = self._named or Path(self.config.test_checkpoint)
+        path = self._path_to_test
         if not path.exists():
             missing = DataError if self._named else UserError
             raise missing(f"{path}: there is no such checkpoint; train first (--train) or name one with --checkpoint")
@@ -390,10 +396,9 @@ class Run:
 
     def _folder_of_samples(self) -> Path:
         """`samples` in the folder of the run; there, a folder of their own for those of other weights."""
-        own, named = self.folder / "samples", self._named
-        if named is None or named.resolve() == Path(self.config.train_spec.checkpoint_path).resolve():
-            return own
-        return own / named.stem
+        own, shown = Path(self.config.train_spec.checkpoint_path), self._path_to_test
+        folder = self.folder / "samples"
+        return folder if shown.resolve() == own.resolve() else folder / shown.stem
 
 
 def _held_by_training(path: Path) -> contextlib.AbstractContextManager[None]:
@@ -425,7 +430,7 @@ class Table:
 
         A table of other weights or another test gets another name, so that it is not written over.
         """
-        if self._ledger.foreign:
+        if self._ledger.empty and (self._ledger.path.exists() or self._output.exists()):
             self._rename_the_other()
         resolved = configuration.dump(self._config).encode()
         write_atomically(self._output.with_suffix(".resolved.yaml"), resolved)
@@ -435,13 +440,13 @@ class Table:
 
     def _rename_the_other(self) -> None:
         stem = self._output.with_suffix("")
-        free = next(n for n in itertools.count(1) if not Path(f"{stem}.before-{n}.npz").exists())
-        for suffix in (".csv", ".md", ".png", ".resolved.yaml", ".npz"):  # the last one says that all have it
+        suffixes = (".csv", ".md", ".png", ".resolved.yaml", ".npz")
+        free = next(n for n in itertools.count(1) if not any(Path(f"{stem}.before-{n}{s}").exists() for s in suffixes))
+        for suffix in suffixes:
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{stem}{suffix}").replace(f"{stem}.before-{free}{suffix}")
         _log.warning(
-            "%s holds no cell of these weights and this test; that table is now %s.before-%d.*",
-            self._ledger.path, stem, free,
+            "%s is no table of these weights and this test; it is now %s.before-%d.*", self._output, stem, free
         )  # fmt: skip
 
     def begun(self, cell: str) -> evaluator.PerTarget | None:

@@ -32,18 +32,14 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _train_memory(data: TrainDataConfig) -> Iterator[Problem]:
-    classes = _training_classes(data)
-    held = data.held_out_classes if data.held_out_classes < classes else 0  # else it is at fault itself
-    yield from _composition("train_data", data, classes - held)
+    yield from _composition("train_data", data, _trained_on(data))
 
 
 def _mixture(data: TrainDataConfig) -> Iterator[Problem]:
     """Every further composition must fit the classes and the batch as the first one does."""
-    classes = _training_classes(data)
-    held = data.held_out_classes if data.held_out_classes < classes else 0
+    classes, smallest = _trained_on(data), _SMALLEST_CLASS[data.kind]
     for number, one in enumerate(data.mixture):
-        spec, smallest = episode_spec(one), _SMALLEST_CLASS[data.kind]
-        for key, text in spec.problems(classes - held, smallest, data.batch_size, fixed=("batch_size",)):
+        for key, text in episode_spec(one).problems(classes, smallest, data.batch_size, fixed=("batch_size",)):
             yield f"train_data.mixture[{number}].{key}", text
 
 
@@ -73,6 +69,12 @@ def _training_classes(data: DataConfig) -> int:
     if data.kind == "omniglot":
         return _BACKGROUND_CLASSES[data.split]
     return _DIGITS if data.kind == "mnist" else data.classes
+
+
+def _trained_on(data: TrainDataConfig) -> int:
+    """The classes that are not held out; all of them where `_held_out` finds fault with that number."""
+    classes = _training_classes(data)
+    return classes - (data.held_out_classes if data.held_out_classes < classes else 0)
 
 
 def episode_spec(data: DataConfig | MixtureConfig) -> EpisodeSpec:
@@ -178,7 +180,10 @@ def _files(train: TrainSpec, test: TestSpec) -> Iterator[Problem]:
         yield "train_spec.checkpoint_path", text
     if not test.output_file.endswith(".csv"):
         yield "test_spec.output_file", f"{test.output_file} does not end in .csv, as the names of its neighbours need"
-    if train.log_file in (train.checkpoint_path, test.output_file):
+    table, weights = test.output_file.removesuffix(".csv"), train.checkpoint_path.removesuffix(".pt")
+    of_weights = (".pt", ".last.pt", ".last-but-one.pt", ".nonfinite.pt", ".resolved.yaml")
+    of_table = (".csv", ".md", ".png", ".npz", ".resolved.yaml")
+    if train.log_file in {weights + end for end in of_weights} | {table + end for end in of_table}:
         yield "train_spec.log_file", f"{train.log_file} is the name of another file; choose another"
 
 

@@ -132,19 +132,21 @@ class Ledger:
     """The finished cells, kept beside the table in `<stem>.npz`: the values of every single target and their key.
 
     Of a cell that is not finished they are those of the first targets, under another name.
-
-    `foreign` says that there is a file, and no cell in it that was made with this key.
     """
 
     def __init__(self, output_file: Path, key: str) -> None:
-        self.path, self._key, self.foreign = output_file.with_suffix(".npz"), key, False
+        self.path, self._key = output_file.with_suffix(".npz"), key
         self._arrays = self._kept()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing yet that was made with this key."""
+        return not self._arrays
 
     def _kept(self) -> dict[str, np.ndarray]:
         """Whole cells of an earlier run that were made with the same key; an unreadable file holds none."""
         arrays = _whole_cells(self.path)
         kept = [cell for cell in _cells_of(arrays) if str(arrays[f"{cell}/key"]) == self._key]
-        self.foreign = not kept and self.path.exists()
         return {name: arrays[name] for cell in kept for name in _names(cell)}
 
     def get(self, cell: str) -> PerTarget | None:
@@ -178,7 +180,8 @@ class Ledger:
 def cells_in(path: Path) -> dict[str, PerTarget]:
     """The finished cells in the ledger `path`, by name, whatever they were made with; none where it cannot be read."""
     arrays = _whole_cells(path)
-    return {cell: {name: arrays[f"{cell}/{name}"] for name in PARTS} for cell in _cells_of(arrays)}
+    finished = (cell for cell in _cells_of(arrays) if not cell.endswith(_BEGUN))
+    return {cell: {name: arrays[f"{cell}/{name}"] for name in PARTS} for cell in finished}
 
 
 def test_of(path: Path) -> dict[str, str | int]:

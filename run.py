@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a key, such as train_spec.steps=200; may be repeated")  # fmt: skip
     p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
-    p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (tb beside the checkpoint)")
+    p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (tb/vma beside vma.pt)")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test, --sample and --export")
     p.add_argument("--restart", action="store_true", help="train anew, whatever an earlier run left")
     p.add_argument("--export", type=Path, metavar="PATH",
@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = p.parse_args(arguments)
     if not (args.train or args.test or args.sample or args.export or args.replay):
         p.error("nothing to do: give --train, --test or --sample")
+    if args.replay and (args.train or args.test or args.sample or args.export):
+        p.error("--replay computes one step and nothing else: give --train, --test, --sample and --export another time")
     if args.restart and not args.train:
         p.error("--restart is for --train")
     if args.checkpoint and not (args.test or args.sample or args.export or args.replay):

@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ Metrics = dict[str, float]
 Sums = dict[str, tuple[float, int]]
 
 _NOTHING = (0.0, 0)
+_REMEDY = "train anew (--restart) with a lower train_spec.lr or with train_spec.grad_clip=1"
 
 
 class Batches(Protocol):
@@ -110,7 +111,7 @@ class Progress:
     looked: int = -1  # the step of the last validation that was finished
     best: float = -math.inf
     best_step: int = 0
-    seconds: float = field(default=0.0)  # of training, over all sessions
+    seconds: float = 0.0  # of training, over all sessions, up to the last row of the log
 
 
 class Trainer:
@@ -145,6 +146,7 @@ class Trainer:
         self.averaged = copy.deepcopy(model).requires_grad_(False) if plan.ema_decay else None
         self.progress = Progress()
         self.means = Means()  # of the steps since the last row of the log
+        self._on_disk = 0  # the step of the last state that was saved
 
     @property
     def evaluated(self) -> nn.Module:
@@ -165,7 +167,8 @@ class Trainer:
 
         Raises:
             Stopped: a signal came, to any of the processes; the state is saved.
-            NonFiniteError: loss or gradient is not finite; the weights are left as they were before that step.
+            NonFiniteError: loss or gradient is not finite, and the weights are left as they were before that step; or
+                the bound of the validation is not.  What was saved before is kept.
             OSError: a checkpoint could not be written; the one before is intact.
             PeerFailedError, PeerLostError: another process could not go on.
         """
@@ -204,7 +207,8 @@ class Trainer:
         if step and self._due(plan.val_every) and self.progress.looked < step:
             self._look(journal)
             validated = self.validation is not None
-        if (validated or (step and step % plan.save_every == 0)) and step < plan.steps:
+        due = step % plan.save_every == 0 and step > self._on_disk
+        if (validated or due) and step < plan.steps:
             self._save(journal)  # after a validation too, whose row must not be written twice
         return time.monotonic() - started
 
@@ -248,7 +252,6 @@ class Trainer:
             NonFiniteError: in the first step, where distributions check what they get.
         """
         number, plan = self.progress.step, self.plan
-        Distribution.set_default_validate_args(number == 0)  # it doubles the cost of a likelihood
         noise = StepNoise(self.device, plan.seed, "train", number, part=self.processes.part)
         with self.processes.watched():
             batch = self.train.at(number)  # not in bf16: augmentation computes with coordinates of pixels
@@ -265,10 +268,13 @@ class Trainer:
             NonFiniteError: in all processes, if it happened in one: the others would wait for its gradient.
         """
         fault: ValueError | None = None
+        Distribution.set_default_validate_args(True)
         try:
             result = self.loss(batch, noise)
         except ValueError as error:
             fault = error
+        finally:
+            Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
         if self.processes.largest(int(fault is not None)):
             said = str(fault).splitlines()[0] if fault else "another process met what is not finite"
             raise NonFiniteError(f"step 0: {said}") from fault
@@ -290,8 +296,7 @@ class Trainer:
         place = f" in process {self.processes.rank} of {self.processes.world}" if self.processes.world > 1 else ""
         error = NonFiniteError(
             f"step {self.progress.step} is not finite{place}: {described(loss, norm, metrics)}; "
-            "no weight was changed by it, and what was saved before is kept; "
-            "train anew (--restart) with a lower train_spec.lr or with train_spec.grad_clip=1"
+            f"no weight was changed by it, and what was saved before is kept; {_REMEDY}"
         )
         with contextlib.suppress(OSError, PeerFailedError):
             self.save_state(self.evidence_path)
@@ -324,6 +329,9 @@ class Trainer:
                 with self._autocast():
                     means.add(self.evaluated.loss(batch, noise)[1])  # type: ignore[operator]
         values = means.read(self.processes)
+        if not math.isfinite(values["bound"]):
+            found = f"the bound of the validation is {values['bound']}; what was saved before is kept"
+            raise NonFiniteError(f"step {self.progress.step}: {found}; {_REMEDY}")
         journal.scalars("validation", self.progress.step, values)
         if values["bound"] > self.progress.best:
             self.progress.best, self.progress.best_step = values["bound"], self.progress.step
@@ -350,6 +358,8 @@ class Trainer:
         }
         previous = previous_state_path(self.checkpoint_path) if path is None else None
         self.processes.on_main(lambda: checkpoints.save(path or self.state_path, state, previous))
+        if path is None:
+            self._on_disk = self.progress.step
 
     def _saved(self, model: nn.Module) -> dict[str, Any]:
         return {"config": self.config, "model": model.state_dict(), "progress": vars(self.progress).copy()}
@@ -370,6 +380,7 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
         self.means.restore(state["means"], self.processes)
         self.progress = Progress(**state["progress"])
+        self._on_disk = self.progress.step
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16")

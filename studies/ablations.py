@@ -10,7 +10,7 @@ done with another list, are not in the table.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -30,7 +30,13 @@ Test = Mapping[str, str | int]  # what makes bounds comparable
 
 COLUMNS = ("row", "cell", "ELBO", "difference", "difference_stderr", "targets")
 _KEYS = {"config", "set", "rows"}
-_WHERE = ("train_data.root", "val_data.root", "test_data.root", "train_spec.gpus", "test_spec.gpus")  # may differ
+_FILES = {
+    "train_spec.checkpoint_path": "weights.pt",
+    "train_spec.log_file": "train.jsonl",
+    "test_spec.output_file": "results.csv",
+}
+_MACHINE = ("train_data.root", "val_data.root", "test_data.root", "train_spec.gpus", "test_spec.gpus")
+_WHERE = (*_MACHINE, *_FILES)  # may differ
 _OF_THE_TEST = ("test_data", "test_spec")
 
 
@@ -59,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = p.parse_args(arguments)
     try:
         study = read(args.study)
+        study = replace(study, common=(*run.roots(args.root), *study.common))
     except UserError as error:
         print(error, file=sys.stderr)
         return error.status
@@ -109,12 +116,7 @@ def _overrides(path: Path, where: str, raw: object) -> tuple[str, ...]:
 
 def overrides(study: Study, name: str, output: Path) -> list[str]:
     """All that a row changes in the configuration, and where its files go."""
-    files = {
-        "train_spec.checkpoint_path": "weights.pt",
-        "train_spec.log_file": "train.jsonl",
-        "test_spec.output_file": "results.csv",
-    }
-    own = [run.override(key, output / name / file) for key, file in files.items()]
+    own = [run.override(key, output / name / file) for key, file in _FILES.items()]
     return [*study.common, *study.rows[name], *own]
 
 
@@ -144,7 +146,7 @@ def check(study: Study, name: str, output: Path) -> None:
 
 def command(study: Study, name: str, args: argparse.Namespace) -> list[str]:
     """The arguments of run.py for a row."""
-    options = run.options(args.root, args.device, overrides(study, name, args.output))
+    options = run.options(None, args.device, overrides(study, name, args.output))
     return ["--config", study.config, "--train", "--test", *options]
 
 

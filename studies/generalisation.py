@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if len({path.stem for path in args.checkpoint}) < len(args.checkpoint):
             raise UserError("--checkpoint: two have the same name, which their folders in --output would share")
-        config = configuration.load(args.config, overrides(args, Path("weights.pt"), "test"))
+        config = configuration.load(args.config, [*run.roots(args.root), *overrides(args, Path("weights.pt"), "test")])
         seen = {path: targets_seen(path) for path in args.checkpoint}
         for path in sorted(args.checkpoint, key=seen.__getitem__):
             for subset in SUBSETS:

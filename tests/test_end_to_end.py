@@ -112,7 +112,7 @@ def test_the_configuration_is_kept_with_the_results(finished: Path) -> None:
 
 
 def test_log_and_tensorboard_tell_the_same(finished: Path) -> None:
-    seen = {(tag, step): value for tag, curve in board(finished / "tb").items() for step, value in curve}
+    seen = {(tag, step): value for tag, curve in board(finished / "tb" / "vma").items() for step, value in curve}
     told = {(f"{part}/{name}", step): float.fromhex(value) for (part, step, name), value in curves(finished).items()}
     assert {"train/bound", "train/loss", "train/kl_a", "train/kl_z", "train/reconstruction", "train/address_accuracy",
             "train/lr", "train/gradient_norm", "validation/bound"} <= {tag for tag, _ in seen}  # fmt: skip
@@ -178,6 +178,16 @@ def test_every_table_that_is_set_aside_has_a_name_of_its_own(run: Path, caplog: 
         aside = [run / f"table.before-{number}{suffix}" for suffix in (".csv", ".md", ".png", ".npz", ".resolved.yaml")]
         assert [path.read_bytes() for path in aside] == content
     assert len(bounds(run)) == len(CELLS)
+
+
+def test_a_table_without_its_bounds_is_set_aside_too(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = (run / "table.csv").read_bytes()
+    (run / "table.npz").unlink()
+    (run / "table.before-1.md").write_text("an earlier one, of which only this is left")
+    assert main(run, "--test", "test_spec.targets=9") == 0
+    assert f"is now {run}/table.before-2.*" in caplog.text
+    assert (run / "table.before-2.csv").read_bytes() == kept
+    assert "only this is left" in (run / "table.before-1.md").read_text()
 
 
 def test_only_missing_cells_are_computed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +385,16 @@ def test_samples_of_other_weights_have_a_folder_of_their_own(run: Path, finished
     other = run / "other.pt"
     other.write_bytes((finished / "vma.pt").read_bytes())
     assert main(run, "--sample", "--checkpoint", str(other), "test_spec.seed=1") == 0
+    assert {path.name for path in (run / "samples" / "other").iterdir()} == {path.name for path in own}
+    assert all(path.read_bytes() == content for path, content in own.items())
+
+
+def test_weights_that_the_configuration_names_for_the_test_have_one_too(run: Path, finished: Path) -> None:
+    assert main(run, "--sample") == 0
+    own = {path: path.read_bytes() for path in (run / "samples").iterdir()}
+    other = run / "other.pt"
+    other.write_bytes((finished / "vma.pt").read_bytes())
+    assert main(run, "--sample", f"test_spec.checkpoint_path={other}", "test_spec.seed=1") == 0
     assert {path.name for path in (run / "samples" / "other").iterdir()} == {path.name for path in own}
     assert all(path.read_bytes() == content for path, content in own.items())
 

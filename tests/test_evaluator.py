@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.episodes import Episodes
-from evaluator import PARTS, TEST_DECODES_AT_ONCE, Ledger, importance_bounds, sizes_at_once, standard_error, summary
+from evaluator import (
+    PARTS,
+    TEST_DECODES_AT_ONCE,
+    Ledger,
+    cells_in,
+    importance_bounds,
+    sizes_at_once,
+    standard_error,
+    summary,
+)
 from models.objectives import log_mean_exp
 from models.vma.vma import VMA, address_accuracy, kl_a
 from randomness import TargetNoise
@@ -160,6 +169,14 @@ def test_a_cell_is_kept_only_for_its_own_key(tmp_path: Path) -> None:
     assert same(Ledger(table, "weights 2").get("C=2 M=1"), values(3))
     assert Ledger(table, "weights 1").get("C=1 M=1") is None  # the table holds one kind of numbers
     assert [path.name for path in table.parent.iterdir()] == ["table.npz"]
+
+
+def test_only_finished_cells_are_read_for_comparison(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "table.csv", "weights 1")
+    ledger.put("C=1 M=1", values(1))
+    ledger.put_begun("C=1 M=10", values(2, n=3))
+    found = cells_in(ledger.path)
+    assert set(found) == {"C=1 M=1"} and same(found["C=1 M=1"], values(1))
 
 
 def test_a_cell_computed_again_replaces_the_old_one(tmp_path: Path) -> None:

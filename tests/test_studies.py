@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 import torch
 from small import ROOT, arguments, as_it_was, main, text
 
+import config as configuration
 import evaluator
+import run
 from data.episodes import Episodes
 from models.objectives import log_mean_exp
 from models.vma.vma import VMA
@@ -185,6 +188,40 @@ def test_the_ablations_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             [-bound.mean(), mean, spread], abs=1e-4
         )
     assert "| other: K |" in (output / "ablations.md").read_text()
+
+
+def test_rows_are_known_again_where_their_folder_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = listed(tmp_path, LIST)
+    monkeypatch.chdir(tmp_path)
+    assert ablations.main([str(path), "--output", "here"]) == 0
+    table = (tmp_path / "here" / "ablations.csv").read_bytes()
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.setattr(evaluator, "evaluate_cell", None)  # it would be called
+    assert ablations.main([str(path), "--output", str(tmp_path / "there")]) == 0
+    assert (tmp_path / "there" / "ablations.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize("study", [ablations, generalisation])
+def test_the_folder_of_the_data_may_come_from_the_command_line_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: ModuleType
+) -> None:
+    asked: list[list[str]] = []
+
+    def noted(arguments: list[str]) -> int:
+        asked.append(arguments)
+        return 7
+
+    monkeypatch.setattr(run, "main", noted)
+    monkeypatch.setattr(generalisation, "targets_seen", lambda path: 0)
+    path = listed(tmp_path, LIST)
+    there = tmp_path / "small.yaml"
+    there.write_text(there.read_text().replace("kind: glyphs", "kind: omniglot").replace(", classes: 8", ""))
+    given = ["--config", str(there), "--checkpoint", "vma.pt"] if study is generalisation else [str(path)]
+    assert study.main([*given, "--output", str(tmp_path / "out"), "--root", "drawings"]) == 7
+    args = run.parser().parse_args(asked[0])
+    assert configuration.load(args.config, [*run.roots(args.root), *args.overrides]).test_data.root == "drawings"
 
 
 def test_nothing_takes_the_place_of_the_first_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,6 +187,17 @@ def test_states_are_saved_when_due_and_at_the_end(tmp_path: Path, monkeypatch: p
     assert saved == [0, 3, 6, 8]
 
 
+def test_the_state_that_was_resumed_is_not_saved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take the place of the one before, which is there for the case that a disk spoils this one."""
+    toy_trainer(tmp_path, steps=6, save_every=3).fit(toy_journal(tmp_path))
+    saved = []
+    mine = toy_trainer(tmp_path, steps=12, save_every=3)
+    mine.resume(checkpoints.load(mine.state_path))
+    monkeypatch.setattr(mine, "save_state", lambda: saved.append(mine.progress.step))
+    mine.fit(toy_journal(tmp_path))
+    assert saved == [9, 12]
+
+
 def test_validation_uses_the_same_targets_and_noise_every_time(tmp_path: Path) -> None:
     seen: list[int] = []
     validation = ToyBatches("validation", 6, 4, visit=seen.append)
@@ -316,3 +327,19 @@ def test_what_is_not_finite_ends_the_training_before_the_step(
     if at > 5:
         assert checkpoints.load(mine.state_path)["progress"]["step"] == 5
     assert not mine.checkpoint_path.exists()
+
+
+def test_a_validation_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    model = Toy()
+    mine = toy_trainer(tmp_path, validation=ToyBatches("validation", 16), model=model, val_every=3, save_every=2)
+
+    def broken(batch: tuple[Tensor, Tensor], noise: StepNoise) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = Toy.loss(model, batch, noise)
+        wrong = not torch.is_grad_enabled() and mine.progress.step > 3
+        return loss, {**metrics, "bound": metrics["bound"] * math.nan} if wrong else metrics
+
+    model.loss = broken  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError, match=r"step 6: the bound of the validation is nan; .*--restart"):
+        mine.fit(toy_journal(tmp_path))
+    assert checkpoints.load(mine.checkpoint_path)["progress"]["best_step"] == 3
+    assert checkpoints.load(mine.state_path)["progress"]["step"] == 4  # not the state with such weights

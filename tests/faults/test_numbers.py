@@ -110,3 +110,24 @@ def test_weights_that_are_not_finite_stop_the_first_step(tmp_path: Path, capsys:
     assert main(tmp_path / "run", "--train", f"train_spec.init_from={tmp_path / 'bad.pt'}") == 1
     err = capsys.readouterr().err
     assert "NonFiniteError: step 0: Expected parameter" in err and "Traceback" not in err and len(err) < 1000
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_weights_that_explode_just_before_a_validation_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
+) -> None:
+    """Their last step was finite, so it is the validation that finds out."""
+    scheduler = "train_spec.scheduler={kind: MultiStepLR, milestones: [1], gamma: 1e32}"
+    rate = ("train_spec.lr=1e30",) if steps == 1 else (scheduler,)
+    assert main(tmp_path, "--train", f"train_spec.steps={steps}", f"train_spec.val_every={steps}", *rate) == 1
+    err = capsys.readouterr().err
+    assert f"NonFiniteError: step {steps}: the bound of the validation is " in err and "Traceback" not in err
+    assert not (tmp_path / "vma.pt").exists()
+    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 0
+
+
+@pytest.mark.parametrize("other", [["--train"], ["--test"], ["--sample"], ["--export", "a.safetensors"]])
+def test_a_replay_is_asked_for_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], other: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(tmp_path, *other, "--replay", "vma.nonfinite.pt")
+    assert ended.value.code == 2 and "--replay computes one step and nothing else" in capsys.readouterr().err
