@@ -172,9 +172,14 @@ class Ledger:
     def _put(self, cell: str, values: PerTarget) -> None:
         self._arrays[f"{cell}/key"] = np.array(self._key)
         self._arrays |= {f"{cell}/{name}": value for name, value in values.items()}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **self._arrays)  # type: ignore[arg-type]
-        write_atomically(self.path, buffer.getvalue())
+        write_atomically(self.path, packed(self._arrays))
+
+
+def packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
 
 
 def cells_in(path: Path) -> dict[str, PerTarget]:

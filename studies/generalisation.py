@@ -3,7 +3,8 @@
     python -m studies.generalisation --config configs/vma_tuned.yaml --checkpoint a.pt --checkpoint b.pt
 
 tests each checkpoint on the three kinds of classes by the command line of the project (a test that is done is kept) and
-writes `generalisation.csv`, `.md` and `.png` into `--output`, beside the folders of the tests.
+writes `generalisation.csv`, `.md`, `.png` and `.npz` (every bound and the class of its target) into `--output`, beside
+the folders of the tests.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import config as configuration
 import run
 from config import Config
 from errors import DataError, UserError, status_of
-from evaluator import cells_in, standard_error
+from evaluator import PerTarget, cells_in, packed, standard_error
 from files import write_atomically
 from parsers import cell_name
 from reports import comma_separated, described, png
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: that of the first test that did not end well, which ends the study."""
     args = parser().parse_args(arguments)
     rows: list[Row] = []
+    bounds: PerTarget = {}
     try:
         if len({path.stem for path in args.checkpoint}) < len(args.checkpoint):
             raise UserError("--checkpoint: two have the same name, which their folders in --output would share")
@@ -58,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"--- {path}, {SUBSETS[subset]}", flush=True)
                 if status := run.main(command(args, path, subset)):
                     return status
-                rows.append(_row(args, path, subset, seen[path]))
+                values = cells_in(_folder(args, path, subset) / "results.npz")[cell_name(args.classes, args.memory)]
+                rows.append(_row(args, path, subset, seen[path], values))
+                bounds |= {f"{path.stem}/{subset}/{part}": values[part] for part in ("bound", "target_class")}
+        write_atomically(args.output / "generalisation.npz", packed(bounds))
         write_atomically(args.output / "generalisation.csv", comma_separated(rows, COLUMNS))
         write_atomically(args.output / "generalisation.md", markdown(rows, config).encode())
         write_atomically(args.output / "generalisation.png", draw(rows, args))
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return status_of(error)
     print(markdown(rows, config))
-    print(f"written: {args.output}/generalisation.csv, .md, .png")
+    print(f"written: {args.output}/generalisation.csv, .md, .png, .npz")
     return 0
 
 
@@ -107,8 +112,7 @@ def _folder(args: argparse.Namespace, path: Path, subset: str) -> Path:
     return args.output / path.stem / subset
 
 
-def _row(args: argparse.Namespace, path: Path, subset: str, seen: int) -> Row:
-    values = cells_in(_folder(args, path, subset) / "results.npz")[cell_name(args.classes, args.memory)]
+def _row(args: argparse.Namespace, path: Path, subset: str, seen: int, values: PerTarget) -> Row:
     bound = values["bound"]
     return {
         "checkpoint": path.stem,

@@ -361,6 +361,9 @@ def test_the_generalisation_study_end_to_end(tmp_path: Path, capsys: pytest.Capt
         assert [row[name] for name in ("ELBO", "stderr", "targets")] == [
             alone[name] for name in ("ELBO", "stderr", "targets")
         ]
+        with np.load(output / "generalisation.npz") as all_of_them, np.load(table.with_suffix(".npz")) as own:
+            for part in ("bound", "target_class"):
+                np.testing.assert_array_equal(all_of_them[f"{path.stem}/{subset}/{part}"], own[f"C=2 M=3/{part}"])
     assert len({row["ELBO"] for row in found}) == 6
     assert (output / "generalisation.png").read_bytes().startswith(b"\x89PNG")
     assert (output / "generalisation.md").read_text() in capsys.readouterr().out
