@@ -330,6 +330,7 @@ def board_pictures(folder: Path) -> dict[str, list[int]]:
 def _events(folder: Path) -> Any:
     from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 
+    assert list(folder.glob("events.*")), f"no curves in {folder}"
     events = event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
     return events.Reload()
 

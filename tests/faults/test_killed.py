@@ -24,7 +24,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_the_same(folder: Path, whole: Path) -> None:
     assert curves(folder) == curves(whole)
     assert same_end(folder, whole)
-    seen, expected = board(folder / "tb"), board(whole / "tb")
+    seen, expected = board(folder / "tb" / "vma"), board(whole / "tb" / "vma")
     assert {tag: [step for step, _ in curve] for tag, curve in seen.items()} == {
         tag: [step for step, _ in curve] for tag, curve in expected.items()
     }
