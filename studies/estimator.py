@@ -9,7 +9,7 @@ writes `estimator.csv`, `.md` and `.png` into `--output`.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,11 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py.  Nothing is written before the end."""
-    args = parser().parse_args(arguments)
+    return status_of_study(execute, parser().parse_args(arguments))
+
+
+def status_of_study(execute: Callable[[argparse.Namespace, StopRequest], None], args: argparse.Namespace) -> int:
+    """Run a study that writes at its end alone; what stops it is told in one sentence."""
     stop = StopRequest()
     stop.install()
     try:

@@ -1,8 +1,9 @@
 """Studies: the numbers are those of the definitions, and a study that was begun goes on."""
 
 import csv
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from small import ROOT, arguments, as_it_was, main, text
+from torch import Tensor
 
 import config as configuration
 import evaluator
@@ -18,7 +20,7 @@ import run
 from data.episodes import Episodes
 from models.objectives import log_mean_exp
 from models.vma.vma import VMA
-from studies import ablations, estimator, generalisation
+from studies import ablations, estimator, generalisation, gradients
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -142,6 +144,74 @@ def test_a_wrong_estimator_study_is_refused(tmp_path: Path, capsys: pytest.Captu
         with pytest.raises(SystemExit, match="2"):
             estimator.main([*arguments(tmp_path), "--sizes", sizes])
     assert not (tmp_path / "e").exists()
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def moments_of(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float, float, float]:
+    moments = gradients.Moments()
+    for g, h in pairs:
+        moments.add(g, h)
+    return *moments.noise(), moments.between_batches(), moments.signal()
+
+
+def test_the_parts_of_a_variance_are_those_of_the_definitions() -> None:
+    """Against sums over coordinates, and over all pairs of different batches."""
+    pairs = torch.randn(5, 2, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise, error, between, signal = moments_of((g, h) for g, h in pairs)
+    within = pairs.var(dim=1).sum(1)
+    assert [noise, error] == pytest.approx([within.mean().item(), within.std().item() / 5**0.5])
+    means = pairs.mean(1)
+    products = [(means[i] @ means[j]).item() for i, j in itertools.permutations(range(5), 2)]
+    assert signal == pytest.approx(sum(products) / 20)
+    assert between == pytest.approx(sum((g @ h).item() for g, h in pairs) / 5 - signal)
+
+
+def test_the_parts_of_a_variance_have_no_bias() -> None:
+    """Over everything that three batches of two kinds with two noises each may show: 4^3 x 2^3 equally likely cases."""
+    gradient = torch.tensor([[[1.0, 2.0], [3.0, -1.0]], [[0.5, 0.0], [-2.0, 4.0]]], dtype=torch.float64)  # [b, e, P]
+    one = [(gradient[b, e], gradient[b, f]) for b, e, f in itertools.product(range(2), repeat=3)]
+    cases = [moments_of(case) for case in itertools.product(one, repeat=3)]
+    noise, _, between, signal = (sum(values) / len(cases) for values in zip(*cases, strict=True))
+    of_batch = gradient.mean(1)
+    assert noise == pytest.approx(gradient.var(dim=1, correction=0).sum().item() / 2)
+    assert between == pytest.approx(of_batch.var(dim=0, correction=0).sum().item())
+    assert signal == pytest.approx(of_batch.mean(0).square().sum().item())
+
+
+def test_the_gradients_study_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every row has its own estimator, all have the same weights and batches, and no two gradients the same noise."""
+    assert main(tmp_path, "--train", "train_spec.steps=2") == 0
+    used: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+    compute = gradients.gradient
+
+    def noted(model: VMA, batch: Any, noise: Any) -> Tensor:
+        found = compute(model, batch, noise)
+        kind = (model.objective, model.importance_num, model.backward, model.doubly)
+        weights = sum(p.double().sum().item() for p in model.parameters())
+        used.setdefault(kind, []).append((weights, batch.x.sum().item(), found.norm().item()))
+        return found
+
+    monkeypatch.setattr(gradients, "gradient", noted)
+    command = [*arguments(tmp_path), "--device", "cpu", "--batches", "3", "--output", str(tmp_path / "g")]
+    assert gradients.main(command) == 0
+    found = rows(tmp_path / "g" / "gradients.csv")
+    assert [row["estimator"] for row in found] == list(gradients.ESTIMATORS)
+    assert len(used) == len(found)
+    seen = [[(weights, x) for weights, x, _ in calls] for calls in used.values()]
+    assert all(calls == seen[0] for calls in seen) and len({x for _, x in seen[0]}) == 3
+    for row, calls in zip(found, used.values(), strict=True):
+        assert len({norm for *_, norm in calls}) == 6
+        assert float(row["noise"]) > 0 and row["batches"] == "3" and row["batch_size"] == "8"
+    assert (tmp_path / "g" / "gradients.md").read_text() in capsys.readouterr().out
+
+
+def test_one_batch_has_no_variance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gradients.main([*arguments(tmp_path), "--batches", "1"]) == 2
+    assert "--batches: 1" in capsys.readouterr().err
 
 
 # --- ablations --------------------------------------------------------------------------------------------------------
