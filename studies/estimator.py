@@ -206,7 +206,7 @@ def markdown(rows: Sequence[Row], cell: str, config: Config) -> str:
 
 
 def draw(rows: Sequence[Row], cell: str) -> bytes:
-    """Both estimators against the number of decodes, with bars of one standard error of the difference -> a PNG."""
+    """Both estimators against the number of decodes, with bars of two standard errors each way -> a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -223,7 +223,7 @@ def draw(rows: Sequence[Row], cell: str) -> bytes:
             axis.errorbar(
                 [row["decodes"] for row in of],
                 [row[quantity] for row in of],
-                yerr=[row[error] for row in of],
+                yerr=[2 * float(row[error]) for row in of],
                 marker="o",
                 capsize=3,
                 label=estimator,
@@ -234,7 +234,12 @@ def draw(rows: Sequence[Row], cell: str) -> bytes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     axes[1].set_yscale("symlog", linthresh=0.1)
-    figure.suptitle(f"{cell}, {rows[0]['targets']} targets, bars of one standard error", fontsize=9)
+    lowest, highest = (
+        min(float(r["gap"]) - 2 * float(r["gap_stderr"]) for r in rows),
+        max(float(r["gap"]) for r in rows),
+    )
+    axes[1].set_ylim(1.2 * min(-0.1, lowest), 2 * max(1.0, highest))
+    figure.suptitle(f"{cell}, {rows[0]['targets']} targets; bars: two standard errors each way", fontsize=9)
     return png(figure)
 
 
