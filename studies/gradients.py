@@ -12,7 +12,6 @@ estimate without a long run.
 
 import argparse
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +41,7 @@ ESTIMATORS = {
     "vimco, K = 8, one sample": ("vimco", 8, "one", "standard"),
     "marginal, K = 1, one address": ("marginal", 1, "one", "standard"),
 }
-COLUMNS = ("estimator", "noise", "noise_stderr", "between_batches", "signal", "targets_per_s", "batch_size", "batches")
+COLUMNS = ("estimator", "noise", "noise_stderr", "between_batches", "signal", "batch_size", "batches")
 
 Row = dict[str, str | int | float]
 
@@ -131,13 +130,12 @@ class Moments:
 
 
 def measured(name: str, model: VMA, batches: Batches, n: int, seed: int, where: torch.device) -> Row:
-    """A row of the table: the parts of the variance over the first n batches, and the median speed."""
-    moments, seconds = Moments(), []
+    """A row of the table: the parts of the variance over the first n batches."""
+    moments = Moments()
     for number in tqdm(range(n), desc=name, unit="batch", dynamic_ncols=True):
-        started = time.perf_counter()
-        pair = [gradient(model, batches.at(number), StepNoise(where, seed, "noise", number, which)) for which in (0, 1)]
-        moments.add(*pair)
-        seconds.append(time.perf_counter() - started)
+        batch = batches.at(number)
+        g, h = (gradient(model, batch, StepNoise(where, seed, "noise", number, which)) for which in (0, 1))
+        moments.add(g, h)
     noise, error = moments.noise()
     return {
         "estimator": name,
@@ -145,7 +143,6 @@ def measured(name: str, model: VMA, batches: Batches, n: int, seed: int, where: 
         "noise_stderr": error,
         "between_batches": moments.between_batches(),
         "signal": moments.signal(),
-        "targets_per_s": 2 * batches.batch_size / statistics.median(seconds),
         "batch_size": batches.batch_size,
         "batches": n,
     }
@@ -169,15 +166,14 @@ def markdown(rows: Sequence[Row], config: Config) -> str:
         f"Gradient of all weights on {rows[0]['batches']} training batches of {rows[0]['batch_size']} targets, two "
         f"draws of the samples for each; {data.kind}, {data.split} split, {data.resize} x {data.resize} by "
         f"{data.resample}. Noise: variance given the batch (trace of the covariance), ± one standard error; batches: "
-        "variance of its mean between batches; signal: squared norm of the mean. Targets a second: forward and "
-        "backward, no update.",
+        "variance of its mean between batches; signal: squared norm of the mean.",
         "",
-        "| estimator | noise | ± s.e. | to the first | batches | signal | targets/s |",
-        f"|{'---|' * 7}",
+        "| estimator | noise | ± s.e. | to the first | batches | signal |",
+        f"|{'---|' * 6}",
     ]
     for row in rows:
         numbers = [f"{row['noise']:.1f}", f"{row['noise_stderr']:.1f}", f"{float(row['noise']) / first:.2f}"]
-        numbers += [f"{row['between_batches']:.1f}", f"{row['signal']:.1f}", f"{row['targets_per_s']:.0f}"]
+        numbers += [f"{row['between_batches']:.1f}", f"{row['signal']:.1f}"]
         lines.append(f"| {row['estimator']} | {' | '.join(numbers)} |")
     return "\n".join(lines) + "\n"
 
