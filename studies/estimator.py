@@ -111,7 +111,7 @@ def measure(model: VMA, episodes: GridEpisodes, key: Key, sizes: Sequence[int]) 
     """A row for each estimator and K.
 
     The largest number of samples is drawn once.  With a smaller K they make several groups, whose bounds are averaged,
-    so that all rows speak of the same samples.  The sum over addresses takes those K (of z, for each address) that
+    so that all their rows speak of the same ones.  The sum over addresses takes those K (of z, for each address) that
     decode at most twice as many samples as the largest K does without it.
     """
     slots, largest = _slots(model, episodes), sizes[-1]

@@ -2,12 +2,12 @@
 
     python -m studies.gradients --config configs/vma_tuned.yaml --checkpoint pretrained/vma_tuned.safetensors
 
-writes `gradients.csv` and `.md` into `--output`.
+writes `gradients.csv`, `.md` and `.npz` (the noise of each batch) into `--output`.
 
 A gradient of all weights is a vector; its variance is the trace of its covariance.  That of `g`, which depends on the
-batch b and on the noise e of the samples, has two parts, `Var g = E_b Var_e g + Var_b E_e g`: what an estimator can
-change, and what another batch would.  Every batch is seen with two noises, g and h, so that each part has an unbiased
-estimate without a long run.
+batch b and on the noise e of everything that is drawn for it (addresses, z, the sample that goes backward), has two
+parts, `Var g = E_b Var_e g + Var_b E_e g`: what an estimator can change, and what another batch would.  Every batch
+gives two gradients, g and h, with independent noises, so that each part has an unbiased estimate without a long run.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -24,6 +25,7 @@ import config as configuration
 import parsers
 from config import Config
 from errors import UserError
+from evaluator import packed
 from files import write_atomically
 from interrupts import StopRequest
 from models.vma.vma import VMA
@@ -41,7 +43,17 @@ ESTIMATORS = {
     "vimco, K = 8, one sample": ("vimco", 8, "one", "standard"),
     "marginal, K = 1, one address": ("marginal", 1, "one", "standard"),
 }
-COLUMNS = ("estimator", "noise", "noise_stderr", "between_batches", "signal", "batch_size", "batches")
+COLUMNS = (
+    "estimator",
+    "noise",
+    "noise_stderr",
+    "to_first",
+    "to_first_stderr",
+    "between_batches",
+    "signal",
+    "batch_size",
+    "batches",
+)
 
 Row = dict[str, str | int | float]
 
@@ -70,14 +82,17 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     first = next(iter(configs.values()))
     where = commands.Run(first, args.device, args.checkpoint, None, stop).device_for(train=False)
     batches = parsers.train_loader(first, parsers.training_images(first, where))
-    rows = []
+    found = {}
     for name, config in configs.items():
         model = commands.Run(config, args.device, args.checkpoint, None, stop).trained(where)
-        rows.append(measured(name, model, batches, args.batches, config.train_spec.seed, where))
+        found[name] = moments(name, model, batches, args.batches, config.train_spec.seed, where)
+    rows = [row(name, one, next(iter(found.values())), batches.batch_size) for name, one in found.items()]
+    noises = packed({name: np.array(one.noises) for name, one in found.items()})
+    write_atomically(args.output / "gradients.npz", noises)
     write_atomically(args.output / "gradients.csv", comma_separated(rows, COLUMNS))
     write_atomically(args.output / "gradients.md", markdown(rows, first).encode())
     print(markdown(rows, first))
-    print(f"written: {args.output}/gradients.csv, .md")
+    print(f"written: {args.output}/gradients.csv, .md, .npz")
 
 
 def configured(args: argparse.Namespace, name: str) -> Config:
@@ -96,60 +111,73 @@ def configured(args: argparse.Namespace, name: str) -> Config:
 
 
 class Moments:
-    """Unbiased estimates of the parts of a gradient's variance, from pairs of gradients, one pair for each batch."""
+    """Unbiased estimates of the parts of a gradient's variance, from pairs of gradients, one pair for each batch.
+
+    `noises`: |g - h|^2 / 2 of each batch, whose mean is the noise E_b Var_e g.
+    """
 
     def __init__(self) -> None:
-        self._halves: list[float] = []
-        self._squares: list[float] = []
+        self.noises: list[float] = []
+        self._products: list[float] = []
         self._sum: Tensor | float = 0.0
 
     def add(self, g: Tensor, h: Tensor) -> None:
         """The gradients [P] of one batch with two independent noises."""
         g, h = g.double(), h.double()
-        self._halves.append((g - h).square().sum().item() / 2)
-        self._squares.append((g * h).sum().item())
+        self.noises.append((g - h).square().sum().item() / 2)
+        self._products.append((g * h).sum().item())
         self._sum = self._sum + (g + h) / 2
-
-    def noise(self) -> tuple[float, float]:
-        """E_b Var_e g and its standard error: half of |g - h|^2, averaged over batches."""
-        return statistics.mean(self._halves), statistics.stdev(self._halves) / len(self._halves) ** 0.5
 
     def signal(self) -> float:
         """|E g|^2, from products of different batches: (|sum_b m_b|^2 - sum_b |m_b|^2) / (n (n-1)), m_b = (g+h)/2.
 
         It may come out negative where there is little of it.
         """
-        n = len(self._halves)
-        of_means = sum(self._squares) + sum(self._halves) / 2  # |m_b|^2 = g h + |g - h|^2 / 4
+        n = len(self.noises)
+        of_means = sum(self._products) + sum(self.noises) / 2  # |m_b|^2 = g h + |g - h|^2 / 4
         whole = torch.as_tensor(self._sum).square().sum().item()
         return (whole - of_means) / (n * (n - 1))
 
     def between_batches(self) -> float:
         """Var_b E_e g: E_b[g h], which is E_b |E_e g|^2, less the signal."""
-        return statistics.mean(self._squares) - self.signal()
+        return statistics.mean(self._products) - self.signal()
 
 
-def measured(name: str, model: VMA, batches: Batches, n: int, seed: int, where: torch.device) -> Row:
-    """A row of the table: the parts of the variance over the first n batches."""
-    moments = Moments()
+def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Of the means of two lists about the same batches, and its standard error (delta method)."""
+    r = statistics.mean(a) / statistics.mean(b)
+    rest = [one - r * other for one, other in zip(a, b, strict=True)]
+    return r, statistics.stdev(rest) / len(a) ** 0.5 / statistics.mean(b)
+
+
+def moments(name: str, model: VMA, batches: Batches, n: int, seed: int, where: torch.device) -> Moments:
+    """Those of the gradient of the model's loss over the first n batches."""
+    found = Moments()
     for number in tqdm(range(n), desc=name, unit="batch", dynamic_ncols=True):
         batch = batches.at(number)
         g, h = (gradient(model, batch, StepNoise(where, seed, "noise", number, which)) for which in (0, 1))
-        moments.add(g, h)
-    noise, error = moments.noise()
+        found.add(g, h)
+    return found
+
+
+def row(name: str, found: Moments, first: Moments, batch_size: int) -> Row:
+    """A row of the table, its noise beside that of the first."""
+    to_first, error = ratio(found.noises, first.noises)
     return {
         "estimator": name,
-        "noise": noise,
-        "noise_stderr": error,
-        "between_batches": moments.between_batches(),
-        "signal": moments.signal(),
-        "batch_size": batches.batch_size,
-        "batches": n,
+        "noise": statistics.mean(found.noises),
+        "noise_stderr": statistics.stdev(found.noises) / len(found.noises) ** 0.5,
+        "to_first": to_first,
+        "to_first_stderr": error,
+        "between_batches": found.between_batches(),
+        "signal": found.signal(),
+        "batch_size": batch_size,
+        "batches": len(found.noises),
     }
 
 
 def gradient(model: VMA, batch: object, noise: StepNoise) -> Tensor:
-    """That of the loss by all weights, [P], as a training step has it before clipping."""
+    """That of the loss by all weights, [P], in float32 and before clipping."""
     model.zero_grad(set_to_none=True)
     loss, _ = model.loss(batch, noise)  # type: ignore[arg-type]
     loss.backward()
@@ -160,21 +188,23 @@ def gradient(model: VMA, batch: object, noise: StepNoise) -> Tensor:
 
 
 def markdown(rows: Sequence[Row], config: Config) -> str:
-    """The rows for people, the noise relative to that of the first too."""
-    first, data = float(rows[0]["noise"]), config.train_data
+    """The rows for people."""
+    data = config.train_data
     lines = [
         f"Gradient of all weights on {rows[0]['batches']} training batches of {rows[0]['batch_size']} targets, two "
         f"draws of the samples for each; {data.kind}, {data.split} split, {data.resize} x {data.resize} by "
-        f"{data.resample}. Noise: variance given the batch (trace of the covariance), ± one standard error; batches: "
-        "variance of its mean between batches; signal: squared norm of the mean.",
+        f"{data.resample}. Noise: variance given the batch (trace of the covariance); to the first: ratio on the same "
+        "batches; batches: variance of the mean between batches; signal: squared norm of the mean. ± one standard "
+        "error.",
         "",
-        "| estimator | noise | ± s.e. | to the first | batches | signal |",
-        f"|{'---|' * 6}",
+        "| estimator | noise | ± s.e. | to the first | ± s.e. | batches | signal |",
+        f"|{'---|' * 7}",
     ]
-    for row in rows:
-        numbers = [f"{row['noise']:.1f}", f"{row['noise_stderr']:.1f}", f"{float(row['noise']) / first:.2f}"]
-        numbers += [f"{row['between_batches']:.1f}", f"{row['signal']:.1f}"]
-        lines.append(f"| {row['estimator']} | {' | '.join(numbers)} |")
+    for one in rows:
+        numbers = [f"{one['noise']:.0f}", f"{one['noise_stderr']:.0f}"]
+        numbers += [f"{one['to_first']:.2f}", f"{one['to_first_stderr']:.2f}"]
+        numbers += [f"{one['between_batches']:.0f}", f"{one['signal']:.0f}"]
+        lines.append(f"| {one['estimator']} | {' | '.join(numbers)} |")
     return "\n".join(lines) + "\n"
 
 
