@@ -171,8 +171,11 @@ def curves(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
 
     figure, axes = plt.subplots(1, len(_CURVES), figsize=(15, 4))
     last = max((row["step"] for row in rows), default=0)
+    parts = {
+        part: line for part, line in (("train", "-"), ("validation", "o-")) if any(r["part"] == part for r in rows)
+    }
     for axis, (label, quantities) in zip(axes, _CURVES, strict=True):
-        for part, line in (("train", "-"), ("validation", "o-")):
+        for part, line in parts.items():
             of = [row for row in rows if row["part"] == part and row["step"] >= _BEGINNING * last]
             for number, (name, sign) in enumerate(quantities):
                 has = [row for row in of if name in row]
@@ -189,16 +192,17 @@ def curves(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
         axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.xaxis.set_major_formatter(EngFormatter())
         axis.set_ylabel(label)
-        axis.legend(fontsize=8)
+        if parts:
+            axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    figure.suptitle(f"K = {config.model.importance_num}; {_composition(config)}", fontsize=9)
+    figure.suptitle(f"K = {config.model.importance_num}; {_composition(config, 'validation' in parts)}", fontsize=9)
     return png(figure)
 
 
-def _composition(config: Config) -> str:
-    """The memories of training and validation in a few words."""
+def _composition(config: Config, validated: bool) -> str:
+    """The memories of training and, if there is any, of validation in a few words."""
     said = []
-    for name, data in (("training", config.train_data), ("validation", config.val_data)):
+    for name, data in (("training", config.train_data), ("validation", config.val_data))[: 1 + validated]:
         per_class, classes = data.max_img_per_class, data.max_batch_cls
         most = "" if data.exact or classes == 1 else "at most "
         of = f"{per_class} of a class" if per_class else f"{classes or 0} classes" if classes != 1 else "one class"

@@ -174,6 +174,18 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(accuracy.lines) == 2
 
 
+def test_a_training_without_validation_is_drawn_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    reports.curves([log_row("train", step) for step in range(1, 9)], config(tmp_path))
+    monkeypatch.undo()
+    (figure,) = figures
+    plt.close(figure)
+    said = [text.get_text() for axis in figure.axes for text in axis.get_legend().get_texts()]
+    assert said == ["train", "KL(a), train", "KL(z), train", "train"]
+    assert "training" in figure.get_suptitle() and "validation" not in figure.get_suptitle()
+
+
 @pytest.mark.parametrize("content", ["", "no JSON", "{}", '{"part": "train", "step": 3, "bound": null}', "[1]"])
 def test_a_log_that_cannot_be_drawn_does_not_end_a_training(
     tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
