@@ -202,7 +202,8 @@ def curves(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
 def _composition(config: Config, validated: bool) -> str:
     """The memories of training and, if there is any, of validation in a few words."""
     said = []
-    for name, data in (("training", config.train_data), ("validation", config.val_data))[: 1 + validated]:
+    parts = [("training", config.train_data), ("validation", config.val_data)]
+    for name, data in parts if validated else parts[:1]:
         per_class, classes = data.max_img_per_class, data.max_batch_cls
         most = "" if data.exact or classes == 1 else "at most "
         of = f"{per_class} of a class" if per_class else f"{classes or 0} classes" if classes != 1 else "one class"

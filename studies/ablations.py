@@ -24,6 +24,7 @@ from evaluator import PerTarget, cells_in, standard_error, test_of
 from files import write_atomically
 from parsers import build_optimizer, build_scheduler, cell_name
 from reports import comma_separated, described
+from studies import program
 
 Cells = Mapping[str, PerTarget]  # by name
 Test = Mapping[str, str | int]  # what makes bounds comparable
@@ -50,12 +51,9 @@ class Study:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = run.Parser(prog="python -m studies.ablations", allow_abbrev=False, description=__doc__.splitlines()[0])
+    p = program.parser("ablations", __doc__)
     p.add_argument("study", type=Path, metavar="YAML", help="the list: config, set, rows")
-    p.add_argument("--output", type=Path, default=Path("runs/ablations"), metavar="DIR", help="where files go")
     p.add_argument("--only", action="append", metavar="NAME", help="only this row of the list; may be repeated")
-    p.add_argument("--root", metavar="DIR", help="where the data is")
-    p.add_argument("--device", type=run.device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
     return p
 
 

@@ -8,8 +8,7 @@ writes `estimator.csv`, `.md` and `.png` into `--output`.
 """
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +21,15 @@ import config as configuration
 import parsers
 from config import Config
 from data.episodes import Episodes, GridEpisodes
-from errors import UserError, status_of
 from evaluator import TEST_DECODES_AT_ONCE, standard_error
 from files import write_atomically
-from interrupts import Stopped, StopRequest
+from interrupts import StopRequest
 from models.objectives import log_mean_exp
 from models.vma.vma import VMA, Memory, Recognition
 from randomness import TargetNoise
 from reports import comma_separated, described, png
-from run import Parser, device, leave, roots
+from run import leave, roots
+from studies import program
 
 SIZES = (1, 10, 100, 1000, 5000)
 COLUMNS = ("estimator", "K", "decodes", "ELBO", "stderr", "gap", "gap_stderr", "targets")
@@ -40,16 +39,13 @@ Row = dict[str, str | int | float]
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(prog="python -m studies.estimator", allow_abbrev=False, description=__doc__.splitlines()[0])
+    p = program.parser("estimator", __doc__)
     p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="its weights (those of the configuration)")
-    p.add_argument("--root", metavar="DIR", help="where the data is")
-    p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
     p.add_argument("--classes", type=int, default=2, metavar="C", help="classes in a memory, at most (2)")
     p.add_argument("--memory", type=int, default=5, metavar="M", help="images in a memory (5)")
     p.add_argument("--targets", type=int, default=200, metavar="N", help="targets, spread over the classes (200)")
     p.add_argument("--sizes", type=_sizes, default=SIZES, metavar="K,K,...", help="K, each a divisor of the largest")
-    p.add_argument("--output", type=Path, default=Path("runs/estimator"), metavar="DIR", help="where files go")
     return p
 
 
@@ -62,21 +58,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py.  Nothing is written before the end."""
-    return status_of_study(execute, parser().parse_args(arguments))
-
-
-def status_of_study(execute: Callable[[argparse.Namespace, StopRequest], None], args: argparse.Namespace) -> int:
-    """Run a study that writes at its end alone; what stops it is told in one sentence."""
-    stop = StopRequest()
-    stop.install()
-    try:
-        with commands.memory_watched():
-            execute(args, stop)
-        return 0
-    except (UserError, Stopped, OSError, MemoryError) as error:
-        stop.over()
-        print(f"stopped by {error}; nothing is written" if isinstance(error, Stopped) else error, file=sys.stderr)
-        return status_of(error)
+    return program.status(execute, parser().parse_args(arguments))
 
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
@@ -89,9 +71,10 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     cell = parsers.cell_name(args.classes, args.memory)
     rows = measure(model, episodes, ("estimator", config.test_spec.seed, cell), args.sizes)
     write_atomically(args.output / "estimator.csv", comma_separated(rows, COLUMNS))
-    write_atomically(args.output / "estimator.md", markdown(rows, cell, config).encode())
+    text = markdown(rows, cell, config)
+    write_atomically(args.output / "estimator.md", text.encode())
     write_atomically(args.output / "estimator.png", draw(rows, cell))
-    print(markdown(rows, cell, config))
+    print(text)
     print(f"written: {args.output}/estimator.csv, .md, .png")
 
 
@@ -234,10 +217,8 @@ def draw(rows: Sequence[Row], cell: str) -> bytes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     axes[1].set_yscale("symlog", linthresh=0.1)
-    lowest, highest = (
-        min(float(r["gap"]) - 2 * float(r["gap_stderr"]) for r in rows),
-        max(float(r["gap"]) for r in rows),
-    )
+    lowest = min(float(row["gap"]) - 2 * float(row["gap_stderr"]) for row in rows)
+    highest = max(float(row["gap"]) for row in rows)
     axes[1].set_ylim(1.2 * min(-0.1, lowest), 2 * max(1.0, highest))
     figure.suptitle(f"{cell}, {rows[0]['targets']} targets; bars: two standard errors each way", fontsize=9)
     return png(figure)

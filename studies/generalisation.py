@@ -21,6 +21,7 @@ from evaluator import PerTarget, cells_in, packed, standard_error
 from files import write_atomically
 from parsers import cell_name
 from reports import comma_separated, described, png
+from studies import program
 from studies.estimator import asked
 
 SUBSETS = {"train": "training classes", "held_out": "held-out classes", "test": "evaluation classes"}
@@ -30,18 +31,15 @@ Row = dict[str, str | int | float]
 
 
 def parser() -> argparse.ArgumentParser:
-    p = run.Parser(prog="python -m studies.generalisation", allow_abbrev=False, description=__doc__.splitlines()[0])
+    p = program.parser("generalisation", __doc__)
     p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
     p.add_argument(
         "--checkpoint", type=Path, action="append", required=True, metavar="PATH", help="weights; may be repeated"
     )
-    p.add_argument("--root", metavar="DIR", help="where the data is")
-    p.add_argument("--device", type=run.device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
     p.add_argument("--classes", type=int, default=1, metavar="C", help="classes in a memory, at most (1)")
     p.add_argument("--memory", type=int, default=5, metavar="M", help="images in a memory (5)")
     p.add_argument("--targets", type=int, default=200, metavar="N", help="targets of each kind of classes (200)")
     p.add_argument("--samples", type=int, default=100, metavar="K", help="importance samples (100)")
-    p.add_argument("--output", type=Path, default=Path("runs/generalisation"), metavar="DIR", help="where files go")
     return p
 
 
@@ -65,12 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bounds |= {f"{path.stem}/{subset}/{part}": values[part] for part in ("bound", "target_class")}
         write_atomically(args.output / "generalisation.npz", packed(bounds))
         write_atomically(args.output / "generalisation.csv", comma_separated(rows, COLUMNS))
-        write_atomically(args.output / "generalisation.md", markdown(rows, config).encode())
+        text = markdown(rows, config)
+        write_atomically(args.output / "generalisation.md", text.encode())
         write_atomically(args.output / "generalisation.png", draw(rows, args))
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return status_of(error)
-    print(markdown(rows, config))
+    print(text)
     print(f"written: {args.output}/generalisation.csv, .md, .png, .npz")
     return 0
 

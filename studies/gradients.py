@@ -31,8 +31,8 @@ from interrupts import StopRequest
 from models.vma.vma import VMA
 from randomness import StepNoise
 from reports import comma_separated
-from run import Parser, device, leave, roots
-from studies.estimator import status_of_study
+from run import leave, roots
+from studies import program
 from trainer import Batches
 
 ESTIMATORS = {
@@ -59,39 +59,34 @@ Row = dict[str, str | int | float]
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(prog="python -m studies.gradients", allow_abbrev=False, description=__doc__.splitlines()[0])
+    p = program.parser("gradients", __doc__)
     p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the training")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights (those of the configuration)")
-    p.add_argument("--root", metavar="DIR", help="where the data is")
-    p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
     p.add_argument("--batches", type=int, default=40, metavar="N", help="training batches, two or more (40)")
-    p.add_argument("--output", type=Path, default=Path("runs/gradients"), metavar="DIR", help="where files go")
     return p
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py.  Nothing is written before the end."""
-    return status_of_study(execute, parser().parse_args(arguments))
+    return program.status(execute, parser().parse_args(arguments))
 
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     if args.batches < 2:
         raise UserError(f"--batches: {args.batches}: a variance takes two or more")
-    configs = {name: configured(args, name) for name in ESTIMATORS}
-    first = next(iter(configs.values()))
-    where = commands.Run(first, args.device, args.checkpoint, None, stop).device_for(train=False)
-    batches = parsers.train_loader(first, parsers.training_images(first, where))
-    found = {}
-    for name, config in configs.items():
-        model = commands.Run(config, args.device, args.checkpoint, None, stop).trained(where)
-        found[name] = moments(name, model, batches, args.batches, config.train_spec.seed, where)
+    runs = {name: commands.Run(configured(args, name), args.device, args.checkpoint, None, stop) for name in ESTIMATORS}
+    first = next(iter(runs.values()))
+    where, seed = first.device_for(train=False), first.config.train_spec.seed
+    batches = parsers.train_loader(first.config, parsers.training_images(first.config, where))
+    found = {name: moments(name, run.trained(where), batches, args.batches, seed, where) for name, run in runs.items()}
     rows = [row(name, one, next(iter(found.values())), batches.batch_size) for name, one in found.items()]
     noises = packed({name: np.array(one.noises) for name, one in found.items()})
     write_atomically(args.output / "gradients.npz", noises)
     write_atomically(args.output / "gradients.csv", comma_separated(rows, COLUMNS))
-    write_atomically(args.output / "gradients.md", markdown(rows, first).encode())
-    print(markdown(rows, first))
+    text = markdown(rows, first.config)
+    write_atomically(args.output / "gradients.md", text.encode())
+    print(text)
     print(f"written: {args.output}/gradients.csv, .md, .npz")
 
 

@@ -315,6 +315,11 @@ def toy_journal(folder: Path, start: int = 0) -> Journal:
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
+def tensorboard(folder: Path) -> Path:
+    """Where a run with its files in `folder` writes for TensorBoard."""
+    return folder / "tb" / "vma"
+
+
 def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The curves as TensorBoard shows them: tag -> (step, value)."""
     events = _events(folder)

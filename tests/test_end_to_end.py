@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import CPU, as_it_was, board, config, curves, main, same_end
+from small import CPU, as_it_was, board, config, curves, main, same_end, tensorboard
 
 import checkpoints
 import commands
@@ -112,7 +112,7 @@ def test_the_configuration_is_kept_with_the_results(finished: Path) -> None:
 
 
 def test_log_and_tensorboard_tell_the_same(finished: Path) -> None:
-    seen = {(tag, step): value for tag, curve in board(finished / "tb" / "vma").items() for step, value in curve}
+    seen = {(tag, step): value for tag, curve in board(tensorboard(finished)).items() for step, value in curve}
     told = {(f"{part}/{name}", step): float.fromhex(value) for (part, step, name), value in curves(finished).items()}
     assert {"train/bound", "train/loss", "train/kl_a", "train/kl_z", "train/reconstruction", "train/address_accuracy",
             "train/lr", "train/gradient_norm", "validation/bound"} <= {tag for tag, _ in seen}  # fmt: skip

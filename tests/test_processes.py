@@ -25,6 +25,7 @@ from small import (
     same_end,
     start,
     start_together,
+    tensorboard,
     wait_for,
 )
 
@@ -208,8 +209,8 @@ def test_gpus_that_are_left_out_are_told_of(
 
 
 def test_one_process_writes(two: Path) -> None:
-    assert len(list((two / "tb" / "vma").iterdir())) == 1
-    assert [step for step, _ in board(two / "tb" / "vma")["train/bound"]] == list(range(1, 13))
+    assert len(list(tensorboard(two).iterdir())) == 1
+    assert [step for step, _ in board(tensorboard(two))["train/bound"]] == list(range(1, 13))
     assert not list(two.glob("*.part")) and not list(two.glob("*rank*"))
 
 

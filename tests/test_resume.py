@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import ROOT, board, count_seconds, curves, logged, main, rows, same_end, same_weights
+from small import ROOT, board, count_seconds, curves, logged, main, rows, same_end, same_weights, tensorboard
 
 import checkpoints
 import commands
@@ -228,7 +228,7 @@ def test_a_run_may_be_stopped_many_times(
     assert main(tmp_path, "--train") == 0
     assert curves(tmp_path) == curves(whole("plain"))
     assert same_end(tmp_path, whole("plain"))
-    seen, expected = board(tmp_path / "tb" / "vma"), board(whole("plain") / "tb" / "vma")
+    seen, expected = board(tensorboard(tmp_path)), board(tensorboard(whole("plain")))
     assert seen.keys() == expected.keys()
     for tag in expected:
         assert [step for step, _ in seen[tag]] == [step for step, _ in expected[tag]], tag
@@ -249,7 +249,7 @@ def test_a_second_signal_leaves_the_state_before(
     assert main(tmp_path, "--train") == 0
     assert curves(tmp_path) == curves(whole("plain"))
     assert same_end(tmp_path, whole("plain"))
-    assert [step for step, _ in board(tmp_path / "tb" / "vma")["train/loss"]] == list(range(1, 11))
+    assert [step for step, _ in board(tensorboard(tmp_path))["train/loss"]] == list(range(1, 11))
 
 
 def test_a_validation_is_there_once_after_two_sessions_that_ended_around_it(
@@ -371,7 +371,7 @@ def test_restart_begins_anew(
     assert "resuming" not in capsys.readouterr().out
     assert curves(tmp_path) == curves(whole("plain"))
     assert same_end(tmp_path, whole("plain"))
-    assert [step for step, _ in board(tmp_path / "tb" / "vma")["train/loss"]] == list(range(1, 11))
+    assert [step for step, _ in board(tensorboard(tmp_path))["train/loss"]] == list(range(1, 11))
 
 
 @pytest.mark.parametrize("begun", [False, True])

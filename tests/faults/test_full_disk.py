@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import board, curves, files_of_at_most, main, rows
+from small import board, curves, files_of_at_most, main, rows, tensorboard
 
 import checkpoints
 from data.episodes import EpisodeLoader, Episodes
@@ -103,6 +103,6 @@ def test_a_full_file_system_ends_the_training_with_its_state_whole(
         assert main(folder, "--train", "train_spec.steps=8") == 0
         steps = sorted(row["step"] for row in rows(folder, "train"))
         assert steps == list(range(1, 9))
-        assert [step for step, _ in board(folder / "tb" / "vma")["train/loss"]] == steps
+        assert [step for step, _ in board(tensorboard(folder))["train/loss"]] == steps
     finally:
         subprocess.run(["umount", str(folder)], check=True)

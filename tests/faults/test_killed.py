@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import board, curves, finish, logged, main, napping, same_end, start, start_program, wait_for
+from small import board, curves, finish, logged, main, napping, same_end, start, start_program, tensorboard, wait_for
 
 import checkpoints
 
@@ -24,7 +24,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_the_same(folder: Path, whole: Path) -> None:
     assert curves(folder) == curves(whole)
     assert same_end(folder, whole)
-    seen, expected = board(folder / "tb" / "vma"), board(whole / "tb" / "vma")
+    seen, expected = board(tensorboard(folder)), board(tensorboard(whole))
     assert {tag: [step for step, _ in curve] for tag, curve in seen.items()} == {
         tag: [step for step, _ in curve] for tag, curve in expected.items()
     }
