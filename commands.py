@@ -17,22 +17,20 @@ from torch import OutOfMemoryError, Tensor, nn
 from torch.distributions import Distribution
 from tqdm import tqdm
 
-import checkpoints
 import config as configuration
 import evaluator
 import parsers
-import pictures
-import processes
-import reports
 from config import Config
 from data.episodes import EpisodeLoader, MixedLoader
-from errors import DataError, PeerFailedError, PeerLostError, UserError, reason
-from files import write_atomically
-from interrupts import Stopped, StoppedAtOnce, StopRequest
-from journal import Journal
-from models.vma.vma import VMA
-from randomness import StepNoise
-from trainer import NonFiniteError, Plan, Trainer, evidence_path, previous_state_path, state_path
+from models.vma.model import VMA
+from reports import pictures, tables
+from runtime import checkpoints, processes
+from runtime.errors import DataError, PeerFailedError, PeerLostError, UserError, reason
+from runtime.files import write_atomically
+from runtime.metric_logger import MetricLogger
+from runtime.randomness import StepNoise
+from runtime.signals import Stopped, StoppedAtOnce, StopRequest
+from trainer import NonFiniteError, Trainer, TrainerConfig, evidence_path, previous_state_path, state_path
 
 _log = logging.getLogger(__name__)
 
@@ -89,28 +87,28 @@ class Run:
         """Train, from the beginning or from where an earlier run stopped."""
         path, main = Path(self.config.train_spec.checkpoint_path), self.processes.main
         with contextlib.ExitStack() as stack:
-            self.processes.on_main(lambda: stack.enter_context(_held_by_training(path)))
-            state = self.processes.on_main(lambda: None if restart else self._state_to_resume(path))
+            self.processes.broadcast_from_main(lambda: stack.enter_context(_held_by_training(path)))
+            state = self.processes.broadcast_from_main(lambda: None if restart else self._state_to_resume(path))
             trainer = self.trainer(path)
             if state is None and self.config.train_spec.init_from is not None:
-                trainer.begin_with(self.processes.on_main(self._weights_to_begin_with))
-            self.processes.on_main(lambda: self._begin(trainer, restart))
+                trainer.load_weights(self.processes.broadcast_from_main(self._weights_to_begin_with))
+            self.processes.broadcast_from_main(lambda: self._begin(trainer, restart))
             self.begun = True
             if state is not None:
                 trainer.resume(state)
                 self._say(f"resuming {path} at step {trainer.progress.step}")
             with self.stop.deferred():  # it imports TensorBoard
-                journal = self._journal(trainer.progress.step or None) if main else Journal(None, None, None)
+                logger = self._logger(trainer.progress.step or None) if main else MetricLogger(None, None, None)
             try:
-                trainer.fit(journal)
+                trainer.fit(logger)
             except StoppedAtOnce:  # of this process alone: the others cannot be waited for
                 raise
             except (Stopped, NonFiniteError):
-                journal.close()
+                logger.close()
                 self._leave_in_order()
                 raise
             finally:
-                journal.close()
+                logger.close()
         self._draw_curves()
         self._say(f"trained {trainer.progress.step} steps; weights for --test: {path}")
 
@@ -119,7 +117,7 @@ class Run:
         if not self.processes.main or log_file is None or not Path(log_file).is_file():
             return
         try:
-            self._say(f"written: {reports.write_curves(Path(log_file), self.config)}")
+            self._say(f"written: {tables.write_curves(Path(log_file), self.config)}")
         except (OSError, ImportError, ValueError, KeyError, TypeError) as error:  # a log that someone else wrote to
             _log.warning("%s cannot be drawn (%s)", log_file, reason(error))
 
@@ -134,7 +132,7 @@ class Run:
     def _leave_in_order(self) -> None:
         """Process 0 is ready to end before the others do, whose end torchrun answers with a signal to it."""
         with contextlib.suppress(PeerFailedError, PeerLostError):
-            self.processes.on_main(lambda: None)
+            self.processes.broadcast_from_main(lambda: None)
 
     def _say(self, text: str) -> None:
         if self.processes.main:
@@ -161,7 +159,7 @@ class Run:
         # Optimizers import this, which takes as long as unpacking the images does.
         threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()
         images = parsers.training_images(config, device)
-        train = parsers.train_loader(config, images, self.processes.part)
+        train = parsers.train_loader(config, images, self.processes.shard)
         validation = parsers.validation_loader(config, images)
         model = parsers.build_model(config, device)
         optimizer = parsers.build_optimizer(spec, model)
@@ -171,7 +169,7 @@ class Run:
             parsers.build_scheduler(spec, optimizer),
             train,
             validation,
-            Plan(
+            TrainerConfig(
                 steps=spec.steps,
                 val_every=config.val_every,
                 save_every=config.save_every,
@@ -185,7 +183,7 @@ class Run:
             checkpoint_path=path,
             config=configuration.dump(config),
             stop=self.stop,
-            illustrate=_illustrator({"train": train, "validation": validation}, device),
+            log_images=_image_logger({"train": train, "validation": validation}, device),
             processes=self.processes,
         )
 
@@ -237,10 +235,10 @@ class Run:
                 f"train_spec.checkpoint_path, or undo the change:\n  {listed}"
             )
 
-    def _journal(self, start: int | None) -> Journal:
+    def _logger(self, start: int | None) -> MetricLogger:
         log_file = self.config.train_spec.log_file
         stem = Path(self.config.train_spec.checkpoint_path).stem  # other runs may have their files in the same folder
-        return Journal(Path(log_file) if log_file else None, self._logdir or self.folder / "tb" / stem, start)
+        return MetricLogger(Path(log_file) if log_file else None, self._logdir or self.folder / "tb" / stem, start)
 
     # --- test ---------------------------------------------------------------------------------------------------------
 
@@ -260,12 +258,12 @@ class Run:
         grid = self._grid(model, images.digest())
         batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, spec.chunk)
         with contextlib.ExitStack() as stack:
-            self.processes.on_main(lambda: stack.enter_context(_held_by_test(Path(spec.output_file))))
+            self.processes.broadcast_from_main(lambda: stack.enter_context(_held_by_test(Path(spec.output_file))))
             table = Table(config, grid)
-            for classes, timesteps in self.processes.on_main(table.open):
+            for classes, timesteps in self.processes.broadcast_from_main(table.open):
                 cell = parsers.cell_name(classes, timesteps)
                 episodes = parsers.grid_episodes(config, images, classes, timesteps)
-                begun = self.processes.on_main(partial(table.begun, cell))
+                begun = self.processes.broadcast_from_main(partial(table.begun, cell))
                 with tqdm(
                     total=len(episodes),
                     initial=len(begun["bound"]) if begun else 0,
@@ -284,9 +282,9 @@ class Run:
                         bar.update,
                         processes=self.processes,
                         begun=begun,
-                        keep=partial(table.put_begun, cell),
+                        keep=partial(table.save_partial, cell),
                     )
-                self.processes.on_main(partial(table.put, cell, values))
+                self.processes.broadcast_from_main(partial(table.put, cell, values))
         if self.processes.main:
             print(table.markdown())
             print(f"written: {spec.output_file}, and beside it the table as .md, the plot as .png, every bound as .npz")
@@ -308,7 +306,7 @@ class Run:
 
     def trained(self, device: torch.device) -> VMA:
         """The model with the weights of the checkpoint; its networks must be those of the configuration."""
-        weights = self.processes.on_main(lambda: self._checkpoint()["model"])
+        weights = self.processes.broadcast_from_main(lambda: self._checkpoint()["model"])
         model = parsers.build_model(self.config, device)
         model.load_state_dict(weights)
         Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
@@ -403,12 +401,12 @@ class Run:
 
 def _held_by_training(path: Path) -> contextlib.AbstractContextManager[None]:
     of_run = (state_path(path), evidence_path(path), path.with_suffix(".resolved.yaml"))
-    return checkpoints.held(path, "training", "train_spec.checkpoint_path", of_run)
+    return checkpoints.exclusive_lock(path, "training", "train_spec.checkpoint_path", of_run)
 
 
 def _held_by_test(path: Path) -> contextlib.AbstractContextManager[None]:
     of_table = [path.with_suffix(suffix) for suffix in (".md", ".png", ".npz", ".resolved.yaml")]
-    return checkpoints.held(path, "test", "test_spec.output_file", of_table)
+    return checkpoints.exclusive_lock(path, "test", "test_spec.output_file", of_table)
 
 
 def _state_in(path: Path) -> dict[str, Any]:
@@ -423,20 +421,20 @@ class Table:
 
     def __init__(self, config: Config, grid: evaluator.Grid) -> None:
         self._config, self._grid, self._output = config, grid, Path(config.test_spec.output_file)
-        self._ledger = evaluator.Ledger(self._output, grid.key())
+        self._store = evaluator.CellStore(self._output, grid.key())
 
     def open(self) -> list[tuple[int, int]]:
         """Take up the cells that an earlier run finished; the others, which are to do.  Raises OSError.
 
         A table of other weights or another test gets another name, so that it is not written over.
         """
-        if self._ledger.empty and (self._ledger.path.exists() or self._output.exists()):
+        if self._store.empty and (self._store.path.exists() or self._output.exists()):
             self._rename_the_other()
         resolved = configuration.dump(self._config).encode()
         write_atomically(self._output.with_suffix(".resolved.yaml"), resolved)
         if self._rows():
             self._write()
-        return [(c, m) for c, m in self._grid.cells if self._ledger.get(parsers.cell_name(c, m)) is None]
+        return [(c, m) for c, m in self._grid.cells if self._store.get(parsers.cell_name(c, m)) is None]
 
     def _rename_the_other(self) -> None:
         stem = self._output.with_suffix("")
@@ -451,26 +449,26 @@ class Table:
 
     def begun(self, cell: str) -> evaluator.PerTarget | None:
         """The first targets of a cell, where an earlier run came so far."""
-        return self._ledger.begun(cell)
+        return self._store.begun(cell)
 
-    def put_begun(self, cell: str, values: evaluator.PerTarget) -> None:
+    def save_partial(self, cell: str, values: evaluator.PerTarget) -> None:
         """Keep the first targets of a cell.  Raises OSError."""
-        self._ledger.put_begun(cell, values)
+        self._store.save_partial(cell, values)
 
     def put(self, cell: str, values: evaluator.PerTarget) -> None:
         """Write a finished cell.  Raises OSError."""
-        self._ledger.put(cell, values)
+        self._store.put(cell, values)
         self._write()
 
     def markdown(self) -> str:
-        return reports.markdown(self._rows(), self._config)
+        return tables.markdown(self._rows(), self._config)
 
     def _write(self) -> None:
-        reports.write_table(self._output, self._rows(), self._config)
+        tables.write_table(self._output, self._rows(), self._config)
 
     def _rows(self) -> list[dict[str, float | int]]:
         """In the order of the grid."""
-        finished = ((c, m, self._ledger.get(parsers.cell_name(c, m))) for c, m in self._grid.cells)
+        finished = ((c, m, self._store.get(parsers.cell_name(c, m))) for c, m in self._grid.cells)
         k = self._grid.importance_num
         return [evaluator.summary(c, m, values, k) for c, m, values in finished if values is not None]
 
@@ -482,23 +480,23 @@ def _config_of(path: Path, state: dict[str, Any]) -> Config:
         raise DataError(f"{path}: not a checkpoint of this version of the program ({error})") from None
 
 
-def _illustrator(
+def _image_logger(
     loaders: dict[str, EpisodeLoader | MixedLoader | None], device: torch.device
-) -> Callable[[nn.Module, Journal, int], None]:
-    """Puts a grid of the same episodes of each part into the journal."""
+) -> Callable[[nn.Module, MetricLogger, int], None]:
+    """Puts a grid of the same episodes of each part into the logger."""
 
-    def illustrate(model: nn.Module, journal: Journal, step: int) -> None:
+    def log_images(model: nn.Module, logger: MetricLogger, step: int) -> None:
         assert isinstance(model, VMA)
         for part, loader in loaders.items():
             if loader is not None:
                 noise = StepNoise(device, "picture", part)
-                journal.picture(
+                logger.picture(
                     f"{part}/memory_target_reconstruction_samples",
                     step,
                     pictures.episode_grid(model, loader.at(0), noise),
                 )
 
-    return illustrate
+    return log_images
 
 
 @contextlib.contextmanager

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from data.episodes import Episodes, GridEpisodes
-from errors import reason
-from files import write_atomically
-from models.vma.vma import VMA, address_accuracy, kl_a
-from processes import Processes
-from randomness import TargetNoise
+from models.vma.model import VMA, address_accuracy, kl_a
+from runtime.errors import reason
+from runtime.files import write_atomically
+from runtime.processes import Processes
+from runtime.randomness import TargetNoise
 
 _log = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ def importance_bounds(
     Returns:
         bound, kl_a, kl_z in nats, address_accuracy and target_class, each [G].
     """
-    m = model.remember(episodes.memory, ahead=True)
-    r = model.recognise(episodes.x, m)
+    m = model.encode_memory(episodes.memory, precompute_features=True)
+    r = model.encode_targets(episodes.x, m)
     total = torch.full_like(episodes.x[:, :, 0, 0], -math.inf, dtype=torch.float64)  # [G, 1] log sum of weights
     kl_z = torch.zeros_like(total)
     for first in range(0, k, chunk):
@@ -116,19 +116,19 @@ def evaluate_cell(
             value[:done] = torch.tensor(begun[name])
     since = time.monotonic()
     for number, first in enumerate(range(done, n, batch * processes.world)):
-        if number % _MEETING == 0 and processes.largest(int(time.monotonic() - since > _KEPT_EVERY)):
-            so_far = {name: processes.total(value[:first].clone()).numpy() for name, value in values.items()}
-            processes.on_main(partial(keep, so_far))
+        if number % _MEETING == 0 and processes.all_reduce_max(int(time.monotonic() - since > _KEPT_EVERY)):
+            so_far = {name: processes.all_reduce_sum(value[:first].clone()).numpy() for name, value in values.items()}
+            processes.broadcast_from_main(partial(keep, so_far))
             since = time.monotonic()
         mine = slice(first + batch * processes.rank, min(first + batch * (processes.rank + 1), n))
         if mine.start < n:
             for name, part in importance_bounds(model, episodes.batch(mine), key, k, chunk).items():
                 values[name][mine] = part.cpu()
         advance(min(batch * processes.world, n - first))
-    return {name: processes.total(value).numpy() for name, value in values.items()}
+    return {name: processes.all_reduce_sum(value).numpy() for name, value in values.items()}
 
 
-class Ledger:
+class CellStore:
     """The finished cells, kept beside the table in `<stem>.npz`: the values of every single target and their key.
 
     Of a cell that is not finished they are those of the first targets, under another name.
@@ -165,7 +165,7 @@ class Ledger:
             self._arrays.pop(name, None)
         self._put(cell, values)
 
-    def put_begun(self, cell: str, values: PerTarget) -> None:
+    def save_partial(self, cell: str, values: PerTarget) -> None:
         """Keep the first targets of a cell, on disk too.  Raises OSError."""
         self._put(cell + _BEGUN, values)
 
@@ -183,14 +183,14 @@ def packed(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def cells_in(path: Path) -> dict[str, PerTarget]:
-    """The finished cells in the ledger `path`, by name, whatever they were made with; none where it cannot be read."""
+    """The finished cells in the store `path`, by name, whatever they were made with; none where it cannot be read."""
     arrays = _whole_cells(path)
     finished = (cell for cell in _cells_of(arrays) if not cell.endswith(_BEGUN))
     return {cell: {name: arrays[f"{cell}/{name}"] for name in PARTS} for cell in finished}
 
 
 def test_of(path: Path) -> dict[str, str | int]:
-    """What the cells in the ledger `path` were made of, but for the weights.
+    """What the cells in the store `path` were made of, but for the weights.
 
     Bounds of different weights can be compared target by target where this is equal.
     """

@@ -10,25 +10,25 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-import autoencoders.omniglot.vma
+import autoencoders.published
 from config import Config, DataConfig, MixtureConfig, SchedulerSpec, TrainDataConfig, TrainSpec
-from config_rules import episode_spec
+from config.constraints import episode_spec
 from data import glyphs, mnist, omniglot
 from data.augment import Augment, Warp
 from data.composition import EpisodeSpec
 from data.episodes import Augmented, EpisodeLoader, GridEpisodes, MixedLoader, spread_targets
 from data.images import ClassImages, hold_out, resample
-from errors import UserError
-from models.distributions import LIKELIHOODS
-from models.vma.decoder import ImageLikelihood
-from models.vma.encoder import LatentPosterior
-from models.vma.prior import LatentPrior, LearnedAddressPrior, UniformAddressPrior
-from models.vma.vma import VMA
-from randomness import Slice, seed_of
+from models.likelihoods import LIKELIHOODS
+from models.vma.likelihood import ImageLikelihood
+from models.vma.model import VMA
+from models.vma.posteriors import LatentPosterior
+from models.vma.priors import LatentPrior, LearnedAddressPrior, UniformAddressPrior
+from runtime.errors import UserError
+from runtime.randomness import Shard, seed_of
 
 _log = logging.getLogger(__name__)
 
-AUTOENCODERS = {"omniglot": autoencoders.omniglot.vma}
+AUTOENCODERS = {"omniglot": autoencoders.published}
 SOURCES: dict[str, Callable[[DataConfig, str], ClassImages]] = {
     "omniglot": lambda data, subset: omniglot.load(data.root or "", subset, data.split),  # type: ignore[arg-type]
     "mnist": lambda data, subset: mnist.load(data.root or "", subset),  # type: ignore[arg-type]
@@ -103,7 +103,7 @@ def _resampled(data: DataConfig, drawings: ClassImages) -> ClassImages:
         raise UserError(f"resize: {data.resize} and resample: {data.resample}: {error}") from None
 
 
-def train_loader(config: Config, images: TrainingImages, part: Slice = Slice()) -> EpisodeLoader | MixedLoader:
+def train_loader(config: Config, images: TrainingImages, part: Shard = Shard()) -> EpisodeLoader | MixedLoader:
     """Episodes to train on.  Raises UserError where the memory does not fit the classes."""
     data, seed = config.train_data, config.train_spec.seed
     augmented = _augmented(data, images.drawings)
@@ -176,8 +176,8 @@ def build_model(config: Config, device: torch.device) -> VMA:
             num_dummies=model.num_dummies,
             importance_num=model.importance_num,
             objective=config.train_spec.objective,
-            doubly=config.train_spec.z_gradient == "doubly",
-            backward=config.train_spec.backward,
+            use_dreg=config.train_spec.z_gradient == "dreg",
+            gradient_samples=config.train_spec.gradient_samples,
         )
     return vma.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

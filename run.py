@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import launch
-from errors import PeerFailedError, PeerLostError, UserError, status_of
-from interrupts import Stopped, StopRequest
+from runtime import launch
+from runtime.errors import PeerFailedError, PeerLostError, UserError, status_of
+from runtime.signals import Stopped, StopRequest
 
 if TYPE_CHECKING:
     import commands

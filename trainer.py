@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from tqdm import tqdm
 
-import checkpoints
-from errors import PeerFailedError
-from interrupts import Stopped, StoppedAtOnce, StopRequest
-from journal import Journal
-from processes import Processes
-from randomness import StepNoise
+from runtime import checkpoints
+from runtime.errors import PeerFailedError
+from runtime.metric_logger import MetricLogger
+from runtime.processes import Processes
+from runtime.randomness import StepNoise
+from runtime.signals import Stopped, StoppedAtOnce, StopRequest
 
 Metrics = dict[str, float]
 Sums = dict[str, tuple[float, int]]
@@ -46,7 +46,7 @@ class NonFiniteError(ArithmeticError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainerConfig:
     """How long to train and how often to look.  Counted in steps; `val_targets` in targets."""
 
     steps: int
@@ -74,7 +74,7 @@ class Means:
 
     def state(self, processes: Processes) -> list[Sums]:
         """What `restore` takes back: of every process, `name: (sum, count)`.  Waits for the device."""
-        return processes.gathered({name: (float(total), self._counts[name]) for name, total in self._sums.items()})
+        return processes.all_gather({name: (float(total), self._counts[name]) for name, total in self._sums.items()})
 
     def restore(self, state: Sequence[Sums], processes: Processes) -> None:
         """Go on from an earlier `state`, whatever the number of processes then."""
@@ -108,7 +108,7 @@ class Progress:
     """How far the run is; everything else of its state lies in the weights and the optimizer."""
 
     step: int = 0
-    looked: int = -1  # the step of the last validation that was finished
+    last_validated_step: int = -1  # the step of the last validation that was finished
     best: float = -math.inf
     best_step: int = 0
     seconds: float = 0.0  # of training, over all sessions, up to the last row of the log
@@ -128,18 +128,18 @@ class Trainer:
         scheduler: torch.optim.lr_scheduler.LRScheduler | None,
         train: Batches,
         validation: Batches | None,
-        plan: Plan,
+        plan: TrainerConfig,
         *,
         checkpoint_path: Path,
         config: str,
         stop: StopRequest,
-        illustrate: Callable[[nn.Module, Journal, int], None] | None = None,
+        log_images: Callable[[nn.Module, MetricLogger, int], None] | None = None,
         processes: Processes = Processes(),
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.train, self.validation, self.plan = train, validation, plan
         self.checkpoint_path, self.config, self.stop = checkpoint_path, config, stop
-        self.illustrate = illustrate or (lambda model, journal, step: None)
+        self.log_images = log_images or (lambda model, logger, step: None)
         self.device = next(model.parameters()).device
         self.processes = processes
         self.loss = processes.parallel(Loss(model), self.device)
@@ -162,7 +162,7 @@ class Trainer:
         """Where the state before a step that is not finite is kept."""
         return evidence_path(self.checkpoint_path)
 
-    def fit(self, journal: Journal) -> None:
+    def fit(self, logger: MetricLogger) -> None:
         """Train to the end of the plan.
 
         Raises:
@@ -174,51 +174,51 @@ class Trainer:
         """
         with self.stop.deferred(), self._bar() as bar:
             try:
-                self._loop(journal, bar)
+                self._loop(logger, bar)
             except StoppedAtOnce:
                 raise
             except Stopped:
-                self._save(journal)
+                self._save(logger)
                 raise
 
-    def _loop(self, journal: Journal, bar: tqdm) -> None:
+    def _loop(self, logger: MetricLogger, bar: tqdm) -> None:
         plan, progress = self.plan, self.progress
-        if not self.processes.on_main(self.state_path.exists):  # others may not see the disk of the first
-            self._save(journal)  # so that weights never stand without the state of their run
+        if not self.processes.broadcast_from_main(self.state_path.exists):  # others may not see the disk of the first
+            self._save(logger)  # so that weights never stand without the state of their run
         reported, since = progress.step, time.monotonic()
         while progress.step < plan.steps:
-            since += self._pause(journal)
+            since += self._pause(logger)
             self._check_stop()
             self.means.add(self.step())
             bar.update()
             if self._due(plan.log_every):
                 means = self.means.read(self.processes)
-                self._report(journal, bar, means, progress.step - reported, time.monotonic() - since)
+                self._report(logger, bar, means, progress.step - reported, time.monotonic() - since)
                 reported, since = progress.step, time.monotonic()
-        self._pause(journal)
+        self._pause(logger)
         if self.validation is None:
             self.save_weights()
-        self._save(journal)
+        self._save(logger)
 
-    def _pause(self, journal: Journal) -> float:
+    def _pause(self, logger: MetricLogger) -> float:
         """Look and save, where that is due; the seconds it took."""
         started, step, plan = time.monotonic(), self.progress.step, self.plan
         validated = False
-        if step and self._due(plan.val_every) and self.progress.looked < step:
-            self._look(journal)
+        if step and self._due(plan.val_every) and self.progress.last_validated_step < step:
+            self._validate_and_log_images(logger)
             validated = self.validation is not None
         due = step % plan.save_every == 0 and step > self._on_disk
         if (validated or due) and step < plan.steps:
-            self._save(journal)  # after a validation too, whose row must not be written twice
+            self._save(logger)  # after a validation too, whose row must not be written twice
         return time.monotonic() - started
 
-    def _save(self, journal: Journal) -> None:
-        journal.flush()
+    def _save(self, logger: MetricLogger) -> None:
+        logger.flush()
         self.save_state()
 
     def _check_stop(self) -> None:
         """Raise Stopped, in all processes at the same point, if a signal came to one."""
-        if number := self.processes.largest(self.stop.received):
+        if number := self.processes.all_reduce_max(self.stop.received):
             raise Stopped(number)
 
     def _due(self, every: int) -> bool:
@@ -252,7 +252,7 @@ class Trainer:
             NonFiniteError: in the first step, where distributions check what they get.
         """
         number, plan = self.progress.step, self.plan
-        noise = StepNoise(self.device, plan.seed, "train", number, part=self.processes.part)
+        noise = StepNoise(self.device, plan.seed, "train", number, part=self.processes.shard)
         with self.processes.watched():
             batch = self.train.at(number)  # not in bf16: augmentation computes with coordinates of pixels
             with self._autocast():
@@ -275,7 +275,7 @@ class Trainer:
             fault = error
         finally:
             Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
-        if self.processes.largest(int(fault is not None)):
+        if self.processes.all_reduce_max(int(fault is not None)):
             said = str(fault).splitlines()[0] if fault else "another process met what is not finite"
             raise NonFiniteError(f"step 0: {said}") from fault
         return result
@@ -291,7 +291,7 @@ class Trainer:
 
     def _check_finite(self, loss: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]) -> None:
         finite = bool(torch.isfinite(loss + norm))  # one NaN gradient would make every weight NaN
-        if not self.processes.largest(int(not finite)):
+        if not self.processes.all_reduce_max(int(not finite)):
             return
         place = f" in process {self.processes.rank} of {self.processes.world}" if self.processes.world > 1 else ""
         error = NonFiniteError(
@@ -303,23 +303,23 @@ class Trainer:
             error.evidence = self.evidence_path
         raise error
 
-    def _report(self, journal: Journal, bar: tqdm, means: Metrics, steps: int, seconds: float) -> None:
+    def _report(self, logger: MetricLogger, bar: tqdm, means: Metrics, steps: int, seconds: float) -> None:
         self.progress.seconds += seconds
         rate = steps * self.train.batch_size / max(seconds, 1e-9)
         means |= {"lr": self.optimizer.param_groups[0]["lr"], "targets_per_s": rate, "seconds": self.progress.seconds}
-        journal.scalars("train", self.progress.step, means)
+        logger.scalars("train", self.progress.step, means)
         bar.set_postfix_str(f"loss {means['loss']:.2f}, bound {means['bound']:.2f} nats, {rate:.0f} targets/s")
 
     @torch.no_grad()
-    def _look(self, journal: Journal) -> None:
+    def _validate_and_log_images(self, logger: MetricLogger) -> None:
         """Validate, where there are images for it, and draw pictures."""
         if self.validation is not None:
-            self._validate(self.validation, journal)
+            self._validate(self.validation, logger)
         if self.processes.main:
-            self.illustrate(self.evaluated, journal, self.progress.step)
-        self.progress.looked = self.progress.step
+            self.log_images(self.evaluated, logger, self.progress.step)
+        self.progress.last_validated_step = self.progress.step
 
-    def _validate(self, validation: Batches, journal: Journal) -> None:
+    def _validate(self, validation: Batches, logger: MetricLogger) -> None:
         means = Means()
         batches = -(-self.plan.val_targets // validation.batch_size)
         for first in range(0, batches, self.processes.world):
@@ -332,7 +332,7 @@ class Trainer:
         if not math.isfinite(values["bound"]):
             found = f"the bound of the validation is {values['bound']}; what was saved before is kept"
             raise NonFiniteError(f"step {self.progress.step}: {found}; {_REMEDY}")
-        journal.scalars("validation", self.progress.step, values)
+        logger.scalars("validation", self.progress.step, values)
         if values["bound"] > self.progress.best:
             self.progress.best, self.progress.best_step = values["bound"], self.progress.step
             self.save_weights()
@@ -346,7 +346,7 @@ class Trainer:
 
     def save_weights(self) -> None:
         """Write the file that tests read.  Raises OSError."""
-        self.processes.on_main(lambda: checkpoints.save(self.checkpoint_path, self._saved(self.evaluated)))
+        self.processes.broadcast_from_main(lambda: checkpoints.save(self.checkpoint_path, self._saved(self.evaluated)))
 
     def save_state(self, path: Path | None = None) -> None:
         """Write all that resuming needs, to `state_path` or elsewhere.  Raises OSError."""
@@ -357,14 +357,14 @@ class Trainer:
             "means": self.means.state(self.processes),
         }
         previous = previous_state_path(self.checkpoint_path) if path is None else None
-        self.processes.on_main(lambda: checkpoints.save(path or self.state_path, state, previous))
+        self.processes.broadcast_from_main(lambda: checkpoints.save(path or self.state_path, state, previous))
         if path is None:
             self._on_disk = self.progress.step
 
     def _saved(self, model: nn.Module) -> dict[str, Any]:
         return {"config": self.config, "model": model.state_dict(), "progress": vars(self.progress).copy()}
 
-    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take these weights instead of random ones."""
         self.model.load_state_dict(weights)
         if self.averaged is not None:

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reports import png
+from reports.tables import png
 
 Results = Mapping[str, Any]
 

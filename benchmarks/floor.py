@@ -17,8 +17,8 @@ from torch import Tensor
 
 from benchmarks.subjects import Scoring, as_in_the_test
 from config import Config
-from models.vma.vma import VMA, Memory
-from randomness import StepNoise
+from models.vma.model import VMA, Memory
+from runtime.randomness import StepNoise
 from trainer import Batches
 
 _INK = 0.14  # share of ink in the images
@@ -49,8 +49,8 @@ class Rows:
 def rows_of_training(config: Config, model: VMA, train: Batches) -> Rows:
     """Rows of a step of `train`; of images that are picked, as many as `model` picks at the beginning, on average.
 
-    With objective marginal every address is decoded, and nothing is picked.  With `backward` one a single sample of
-    each target is decoded with gradient, and all before without it.
+    With objective marginal every address is decoded, and nothing is picked.  With `gradient_samples` 1 a single sample
+    of each target is decoded with gradient, and all before without it.
     """
     data, k = config.train_data, config.model.importance_num
     memory = data.batch_size // data.targets_per_memory * data.timesteps + config.model.num_dummies
@@ -65,7 +65,7 @@ def rows_of_training(config: Config, model: VMA, train: Batches) -> Rows:
 
 def _of_training(config: Config, memory: int, picked: int, decodes: int) -> Rows:
     targets = config.train_data.batch_size
-    if config.train_spec.backward == "one":
+    if config.train_spec.gradient_samples == 1:
         return Rows(memory, picked, targets, targets, targets, beforehand=decodes)
     return Rows(memory, picked, targets, decodes, decodes)
 
@@ -103,7 +103,7 @@ class Floor:
         """Random codes and skip parts for so many decodes."""
         with torch.no_grad(), self._arithmetic():
             _, maps = self.model.encoder(self.targets[:1])
-            parts = [part.expand(number, *part.shape[1:]) for part in self._decoder.skip_parts(maps)]
+            parts = [part.expand(number, *part.shape[1:]) for part in self._decoder.precompute_skips(maps)]
         code = torch.randn(number, 2 * self.model.p_x.code.out_features, device=self.device)
         skips = tuple(part.contiguous(memory_format=torch.channels_last).requires_grad_(gradient) for part in parts)
         return code.requires_grad_(gradient), skips
@@ -129,7 +129,7 @@ class Floor:
         with self._arithmetic():
             keys, _ = self.model.address_encoder(self.memory)
             vectors, maps = self.model.encoder(self.picked)
-            skips = self._decoder.skip_parts(maps)
+            skips = self._decoder.precompute_skips(maps)
             query, _ = self.model.address_encoder(self.targets)
             features, _ = self.model.encoder(self.targets)
             outputs = [keys, vectors, *skips, query, features]

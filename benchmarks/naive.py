@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from errors import DataError
+from runtime.errors import DataError
 
 TEST_MEMORIES = (1, 19)
 

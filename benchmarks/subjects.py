@@ -19,9 +19,9 @@ from config import Config, DataConfig
 from data.composition import EpisodeSpec
 from data.episodes import GridEpisodes, spread_targets
 from data.omniglot import DRAWERS, FOLDER, PARTS
-from errors import UserError
-from interrupts import StopRequest
-from models.vma.vma import VMA
+from models.vma.model import VMA
+from runtime.errors import UserError
+from runtime.signals import StopRequest
 from trainer import Trainer
 
 SECTIONS = ("train_data", "val_data", "test_data")

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import config as configuration
-from errors import UserError
-from files import write_atomically
 from run import Parser
 from run import device as device_name
+from runtime.errors import UserError
+from runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from benchmarks.subjects import Benchmark

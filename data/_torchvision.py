@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from errors import UserError
+from runtime.errors import UserError
 
 PATIENCE = 20.0  # seconds without a new byte after which a download is given up
 

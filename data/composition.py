@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from errors import UserError
+from runtime.errors import UserError
 
 
 class _Broken(NamedTuple):

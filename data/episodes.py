@@ -17,8 +17,8 @@ from torch import Tensor
 from data.augment import Augment, Warp
 from data.composition import EpisodeSpec
 from data.images import ClassImages
-from errors import UserError
-from randomness import Slice, generator
+from runtime.errors import UserError
+from runtime.randomness import Shard, generator
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class EpisodeLoader:
         batch_size: int,
         seed: int,
         split: str,
-        part: Slice = Slice(),
+        part: Shard = Shard(),
         augmented: Augmented | None = None,
     ) -> None:
         """Raises a UserError where the spec does not fit the classes or the batch does not divide."""

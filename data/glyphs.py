@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from data.images import ClassImages
-from randomness import seed_of
+from runtime.randomness import seed_of
 
 Subset = Literal["train", "test"]
 Stroke = np.ndarray  # control points [P, 2], x to the right and y down, in units of the image's side

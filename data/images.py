@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randomness import seed_of
+from runtime.randomness import seed_of
 
 Resampling = Literal["nearest-exact", "nearest", "maxpool"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data import _torchvision
 from data.images import ClassImages
-from errors import DataError, reason
+from runtime.errors import DataError, reason
 
 log = logging.getLogger(__name__)
 

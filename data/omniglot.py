@@ -29,8 +29,8 @@ from torch import Tensor
 
 from data import _torchvision
 from data.images import ClassImages
-from errors import DataError, printable, reason
-from files import write_atomically
+from runtime.errors import DataError, printable, reason
+from runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,12 @@ from torch import nn
 
 import config as configuration
 import run
-import strict_yaml
-from config import Config
-from errors import UserError, status_of
+from config import Config, strict_yaml
 from evaluator import PerTarget, cells_in, standard_error, test_of
-from files import write_atomically
 from parsers import build_optimizer, build_scheduler, cell_name
-from reports import comma_separated, described
+from reports.tables import comma_separated, described
+from runtime.errors import UserError, status_of
+from runtime.files import write_atomically
 from studies import program
 
 Cells = Mapping[str, PerTarget]  # by name

@@ -22,13 +22,13 @@ import parsers
 from config import Config
 from data.episodes import Episodes, GridEpisodes
 from evaluator import TEST_DECODES_AT_ONCE, standard_error
-from files import write_atomically
-from interrupts import StopRequest
 from models.objectives import log_mean_exp
-from models.vma.vma import VMA, Memory, Recognition
-from randomness import TargetNoise
-from reports import comma_separated, described, png
+from models.vma.model import VMA, EncodedTargets, Memory
+from reports.tables import comma_separated, described, png
 from run import leave, roots
+from runtime.files import write_atomically
+from runtime.randomness import TargetNoise
+from runtime.signals import StopRequest
 from studies import program
 
 SIZES = (1, 10, 100, 1000, 5000)
@@ -107,8 +107,8 @@ def measure(model: VMA, episodes: GridEpisodes, key: Key, sizes: Sequence[int]) 
         for number in tqdm(range(len(episodes)), unit="target", dynamic_ncols=True):
             one = episodes.batch(slice(number, number + 1))
             classes.append(int(one.x_class))
-            m = model.remember(one.memory, ahead=True)
-            r = model.recognise(one.x, m)
+            m = model.encode_memory(one.memory, precompute_features=True)
+            r = model.encode_targets(one.x, m)
             log_w = sampled_weights(model, one, m, r, key, largest)
             log_v = address_weights(model, one, m, r, key, most)
             for k in sizes:
@@ -127,7 +127,7 @@ def _slots(model: VMA, episodes: GridEpisodes) -> int:
     return episodes.batch(slice(0, 1)).memory.shape[1] + len(model.dummies)
 
 
-def sampled_weights(model: VMA, one: Episodes, m: Memory, r: Recognition, key: Key, k: int) -> Tensor:
+def sampled_weights(model: VMA, one: Episodes, m: Memory, r: EncodedTargets, key: Key, k: int) -> Tensor:
     """log w [K] of K samples of (a, z) for one target."""
     parts = []
     for first in range(0, k, size := TEST_DECODES_AT_ONCE[one.x.device.type]):
@@ -136,7 +136,7 @@ def sampled_weights(model: VMA, one: Episodes, m: Memory, r: Recognition, key: K
     return torch.cat(parts).double()
 
 
-def address_weights(model: VMA, one: Episodes, m: Memory, r: Recognition, key: Key, k: int) -> Tensor:
+def address_weights(model: VMA, one: Episodes, m: Memory, r: EncodedTargets, key: Key, k: int) -> Tensor:
     """log p(x,z|m_a) p(a) / q(z|x,m_a), [K, S]: K samples of z for every address of one target."""
     slots = m.slots.shape[1]
     parts = []

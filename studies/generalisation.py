@@ -12,15 +12,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import checkpoints
 import config as configuration
 import run
 from config import Config
-from errors import DataError, UserError, status_of
 from evaluator import PerTarget, cells_in, packed, standard_error
-from files import write_atomically
 from parsers import cell_name
-from reports import comma_separated, described, png
+from reports.tables import comma_separated, described, png
+from runtime import checkpoints
+from runtime.errors import DataError, UserError, status_of
+from runtime.files import write_atomically
 from studies import program
 from studies.estimator import asked
 

@@ -24,24 +24,24 @@ import commands
 import config as configuration
 import parsers
 from config import Config
-from errors import UserError
 from evaluator import packed
-from files import write_atomically
-from interrupts import StopRequest
-from models.vma.vma import VMA
-from randomness import StepNoise
-from reports import comma_separated
+from models.vma.model import VMA
+from reports.tables import comma_separated
 from run import leave, roots
+from runtime.errors import UserError
+from runtime.files import write_atomically
+from runtime.randomness import StepNoise
+from runtime.signals import StopRequest
 from studies import program
 from trainer import Batches
 
 ESTIMATORS = {
     "vimco, K = 4, all samples": ("vimco", 4, "all", "standard"),
-    "vimco, K = 4, one sample": ("vimco", 4, "one", "standard"),
-    "vimco, K = 4, one sample, doubly reparameterised": ("vimco", 4, "one", "doubly"),
+    "vimco, K = 4, one sample": ("vimco", 4, 1, "standard"),
+    "vimco, K = 4, one sample, doubly reparameterised": ("vimco", 4, 1, "dreg"),
     "vimco, K = 8, all samples": ("vimco", 8, "all", "standard"),
-    "vimco, K = 8, one sample": ("vimco", 8, "one", "standard"),
-    "marginal, K = 1, one address": ("marginal", 1, "one", "standard"),
+    "vimco, K = 8, one sample": ("vimco", 8, 1, "standard"),
+    "marginal, K = 1, one address": ("marginal", 1, 1, "standard"),
 }
 COLUMNS = (
     "estimator",
@@ -92,11 +92,11 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
 
 def configured(args: argparse.Namespace, name: str) -> Config:
     """The configuration of the arguments with one of the estimators."""
-    objective, k, backward, z_gradient = ESTIMATORS[name]
+    objective, k, gradient_samples, z_gradient = ESTIMATORS[name]
     overrides = (
         f"train_spec.objective={objective}",
         f"model.importance_num={k}",
-        f"train_spec.backward={backward}",
+        f"train_spec.gradient_samples={gradient_samples}",
         f"train_spec.z_gradient={z_gradient}",
     )
     return configuration.load(args.config, [*roots(args.root), *overrides])

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import commands
-from errors import UserError, status_of
-from interrupts import Stopped, StopRequest
 from run import Parser, device
+from runtime.errors import UserError, status_of
+from runtime.signals import Stopped, StopRequest
 
 
 def parser(name: str, doc: str) -> Parser:

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
-from autoencoders.omniglot.vma import Decoder, Encoder
-from models.distributions import LIKELIHOODS
-from models.vma.decoder import ImageLikelihood
-from models.vma.encoder import LatentPosterior
-from models.vma.prior import LatentPrior, LearnedAddressPrior, UniformAddressPrior
-from models.vma.vma import VMA
+from autoencoders.published import Decoder, Encoder
+from models.likelihoods import LIKELIHOODS
+from models.vma.likelihood import ImageLikelihood
+from models.vma.model import VMA
+from models.vma.posteriors import LatentPosterior
+from models.vma.priors import LatentPrior, LearnedAddressPrior, UniformAddressPrior
 
 
 @pytest.fixture(autouse=True)

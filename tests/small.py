@@ -18,16 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-import checkpoints
 import config as configuration
-import launch
 import parsers
 import run
 from config import Config
 from data import glyphs
-from interrupts import StopRequest
-from journal import Journal
-from trainer import Plan, Trainer
+from runtime import checkpoints, launch
+from runtime.metric_logger import MetricLogger
+from runtime.signals import StopRequest
+from trainer import Trainer, TrainerConfig
 
 _glyphs = functools.cache(glyphs.load)  # drawing them takes most of the time of a small run
 
@@ -130,7 +129,8 @@ def start_program(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 
 _TOGETHER = """
-import launch, sys
+import sys
+from runtime import launch
 launch.POLL, world, *command = float(sys.argv[1]), int(sys.argv[2]), sys.executable, *sys.argv[3:]
 sys.exit(launch.run(command, world))
 """
@@ -143,10 +143,11 @@ def start_together(world: int, *command: str, poll: float = launch.POLL) -> subp
 
 _NAPPING = """\
 import os, sys, time
-import interrupts, run
+import run
+from runtime import signals
 from data.episodes import EpisodeLoader
 
-at, handle, heard = EpisodeLoader.at, interrupts.StopRequest._handle, []
+at, handle, heard = EpisodeLoader.at, signals.StopRequest._handle, []
 
 def hear(stop, number, frame):
     heard.append(number)
@@ -158,7 +159,7 @@ def asked(loader, step):
         time.sleep(0.01)
     return at(loader, step)
 
-interrupts.StopRequest._handle, EpisodeLoader.at = hear, asked
+signals.StopRequest._handle, EpisodeLoader.at = hear, asked
 run.leave(run.main())
 """
 
@@ -300,16 +301,16 @@ def toy_trainer(
         scheduler(steps) if scheduler else None,
         train or ToyBatches("train", 8),
         validation,
-        Plan(**whole),
+        TrainerConfig(**whole),
         checkpoint_path=folder / "toy.pt",
         config="toy",
         stop=stop or StopRequest(),
     )
 
 
-def toy_journal(folder: Path, start: int = 0) -> Journal:
-    """A journal without TensorBoard."""
-    return Journal(folder / "log.jsonl", None, start)
+def toy_logger(folder: Path, start: int = 0) -> MetricLogger:
+    """A logger without TensorBoard."""
+    return MetricLogger(folder / "log.jsonl", None, start)
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------

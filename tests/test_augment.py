@@ -13,7 +13,7 @@ from data.augment import Augment, Warp
 from data.composition import EpisodeSpec
 from data.episodes import Augmented, EpisodeLoader, MixedLoader
 from data.images import ClassImages, resample
-from randomness import Slice
+from runtime.randomness import Shard
 
 STILL = Augment(keep=0, rotation=0, scale=0, shear=0)
 SPEC = EpisodeSpec(timesteps=8, exact=True, max_img_per_class=4, targets_per_memory=4)
@@ -115,7 +115,7 @@ def test_the_share_of_classes_left_alone_is_keep() -> None:
 
 
 def loader(
-    drawings: ClassImages, augment: Augment | None, part: Slice = Slice(), spec: EpisodeSpec = SPEC
+    drawings: ClassImages, augment: Augment | None, part: Shard = Shard(), spec: EpisodeSpec = SPEC
 ) -> EpisodeLoader:
     images = resample(drawings, 35, "nearest-exact")
     augmented = Augmented(augment, Warp(drawings, 35, "nearest-exact")) if augment else None
@@ -165,7 +165,7 @@ def test_pixels_stay_binary_and_steps_have_an_address(drawings: ClassImages) -> 
 
 def test_processes_share_the_maps_out(drawings: ClassImages) -> None:
     whole = loader(drawings, Augment()).at(4)
-    parts = [loader(drawings, Augment(), Slice(rank, 2)).at(4) for rank in range(2)]
+    parts = [loader(drawings, Augment(), Shard(rank, 2)).at(4) for rank in range(2)]
     assert torch.equal(torch.cat([part.x for part in parts]), whole.x)
     assert torch.equal(torch.cat([part.memory for part in parts]), whole.memory)
 

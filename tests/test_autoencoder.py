@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.omniglot.vma import Decoder, Encoder, SkipConv, double, halved
+from autoencoders.published import Decoder, Encoder, SkipConv, double, halved
 
 
 def weight_shapes(network: nn.Module) -> list[tuple[int, ...]]:
@@ -41,14 +41,14 @@ def test_published_decoder() -> None:
     strides = [c.stride for c in decoder.modules() if isinstance(c, nn.ConvTranspose2d)]
     assert strides == [(s, s) for s in (2, 1, 2, 1, 2, 1, 1)]
     maps = [torch.zeros(3, 48, 13, 13), torch.zeros(3, 64, 7, 7)]
-    assert decoder(torch.zeros(3, 128), decoder.skip_parts(maps)).shape == (3, 26, 26)
+    assert decoder(torch.zeros(3, 128), decoder.precompute_skips(maps)).shape == (3, 26, 26)
 
 
 @pytest.mark.parametrize("side", range(20, 65))
 def test_images_come_back_in_their_size(side: int) -> None:
     encoder, decoder = Encoder(side, (2, 3), 4, 5), Decoder(side, (2, 3), 4, 5)
     code, maps = encoder(torch.rand(2, side, side))
-    assert decoder(code, decoder.skip_parts(maps)).shape == (2, side, side)
+    assert decoder(code, decoder.precompute_skips(maps)).shape == (2, side, side)
     n1, n2 = halved(side), halved(halved(side))
     assert [m.shape for m in maps] == [(2, 2, n1, n1), (2, 3, n2, n2)]
     assert n1 == -(-side // 2)
@@ -64,7 +64,7 @@ def test_skip_convolution_is_one_of_the_concatenation() -> None:
     layer = SkipConv(3, 2, 4).double()
     state, skip = torch.randn(5, 3, 7, 7).double(), torch.randn(5, 2, 7, 7).double()
     whole = F.conv_transpose2d(torch.cat([state, skip], 1), layer.weight, layer.bias, padding=1)
-    torch.testing.assert_close(layer(state, layer.on_skip(skip)), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer(state, layer.project_skip(skip)), whole, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("side", [20, 21, 26])
@@ -74,10 +74,10 @@ def test_every_pixel_can_be_reached_from_code_and_maps(side: int) -> None:
     decoder = Decoder(side, (4, 4), 8, 3).double()
     n1, n2 = halved(side), halved(halved(side))
     inputs = [torch.randn(1, *shape, dtype=torch.float64) for shape in [(3,), (4, n1, n1), (4, n2, n2)]]
-    base = decoder(inputs[0], decoder.skip_parts(inputs[1:]))
+    base = decoder(inputs[0], decoder.precompute_skips(inputs[1:]))
     for i in range(3):
         moved: list[Tensor] = [value + 1 if i == j else value for j, value in enumerate(inputs)]
-        changed = decoder(moved[0], decoder.skip_parts(moved[1:])) != base
+        changed = decoder(moved[0], decoder.precompute_skips(moved[1:])) != base
         assert changed.double().mean() > 0.9
 
 

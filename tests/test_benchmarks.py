@@ -22,8 +22,8 @@ from benchmarks import figure, floor, growth, hardware, naive, program, report, 
 from benchmarks.measure import BenchmarkError, Series, Timer, in_turn
 from benchmarks.subjects import Benchmark
 from data import omniglot
-from errors import DataError, UserError
-from models.vma.vma import VMA
+from models.vma.model import VMA
+from runtime.errors import DataError, UserError
 
 NAIVE_OUTPUT = "train_targets_per_s 12.25\neval_targets_per_s memory=1 0.278\neval_targets_per_s memory=19 2.5e-1\n"
 
@@ -165,8 +165,8 @@ def test_a_child_sees_the_gpu_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> 
     ("train_data.targets_per_memory=4",),
     ("train_data.targets_per_memory=1",),
     ("train_data.targets_per_memory=1", "train_spec.objective=marginal"),
-    ("train_data.targets_per_memory=4", "train_spec.backward=one"),
-    ("train_data.targets_per_memory=1", "train_spec.objective=marginal", "train_spec.backward=one"),
+    ("train_data.targets_per_memory=4", "train_spec.gradient_samples=1"),
+    ("train_data.targets_per_memory=1", "train_spec.objective=marginal", "train_spec.gradient_samples=1"),
 ])  # fmt: skip
 def test_the_floor_of_training_is_what_a_step_needs(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     benchmark = small(tmp_path, *overrides)
@@ -200,7 +200,7 @@ def counted(model: VMA) -> Iterator[Counter[str]]:
     """Within, the rows that go through each network of `model` are counted."""
     rows: Counter[str] = Counter()
     decoder: Any = model.p_x.network
-    skip_parts = decoder.skip_parts
+    precompute_skips = decoder.precompute_skips
 
     def count(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -210,15 +210,15 @@ def counted(model: VMA) -> Iterator[Counter[str]]:
 
     def counted_parts(maps: Any) -> Any:
         rows["skip parts"] += len(maps[0])
-        return skip_parts(maps)
+        return precompute_skips(maps)
 
     networks = {"address encoder": model.address_encoder, "feature encoder": model.encoder, "decoder": decoder}
     hooks = [network.register_forward_pre_hook(count(name)) for name, network in networks.items()]
-    decoder.skip_parts = counted_parts
+    decoder.precompute_skips = counted_parts
     try:
         yield rows
     finally:
-        del decoder.skip_parts
+        del decoder.precompute_skips
         for hook in hooks:
             hook.remove()
 

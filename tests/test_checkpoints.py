@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import Makes, files_of_at_most, finish, start
 
-import checkpoints
-from errors import DataError, UserError
+from runtime import checkpoints
+from runtime.errors import DataError, UserError
 
 _COMMENT = len(b"sha256:") + 64  # bytes at the end of a file
 
@@ -240,7 +240,8 @@ def test_the_previous_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 _KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
-import torch, checkpoints
+import torch
+from runtime import checkpoints
 
 path, count = Path(sys.argv[1]), int(sys.argv[2])
 values = [torch.full((50_000,), float(i)) for i in range(3)]
@@ -309,11 +310,11 @@ def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> No
 
 def test_two_cannot_hold_the_same_checkpoint(tmp_path: Path) -> None:
     a, b = tmp_path / "new" / "a.pt", tmp_path / "new" / "b.pt"
-    with checkpoints.held(a, "training", "key"), checkpoints.held(b, "training", "key"):
+    with checkpoints.exclusive_lock(a, "training", "key"), checkpoints.exclusive_lock(b, "training", "key"):
         with pytest.raises(UserError, match=r"another training.*another key") as caught:
-            checkpoints.held(a, "training", "key").__enter__()
+            checkpoints.exclusive_lock(a, "training", "key").__enter__()
         assert caught.value.status == 2
-    with checkpoints.held(a, "training", "key"):
+    with checkpoints.exclusive_lock(a, "training", "key"):
         pass
 
 
@@ -322,7 +323,7 @@ def test_only_what_a_killed_process_left_of_these_files_is_removed(tmp_path: Pat
     leftovers = {path: path.with_name(f".{path.name}.x7_y.part") for path in (a, beside, other)}
     for path in leftovers.values():
         path.touch()
-    with checkpoints.held(a, "training", "key", [beside]):
+    with checkpoints.exclusive_lock(a, "training", "key", [beside]):
         assert [path.exists() for path in leftovers.values()] == [False, False, True]
 
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 import config
-import strict_yaml
-from config import Config, ConfigError
+from config import Config, ConfigError, strict_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from small import CPU, as_it_was, board, config, curves, main, same_end, tensorboard
 
-import checkpoints
 import commands
 import config as configuration
 import evaluator
-from interrupts import StopRequest
+from runtime import checkpoints
+from runtime.signals import StopRequest
 
 COLUMNS = "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
 CELLS = [(1, 1), (1, 3), (2, 1), (2, 3)]
@@ -134,7 +134,7 @@ def test_a_second_test_computes_nothing_and_changes_nothing(run: Path, monkeypat
 
 def other_weights(folder: Path) -> None:
     state = checkpoints.load(folder / "vma.pt")
-    state["model"]["p_z.normal.parameters_of.bias"][0] += 0.1
+    state["model"]["p_z.normal.loc_and_scale.bias"][0] += 0.1
     checkpoints.save(folder / "vma.pt", state)
 
 
@@ -402,7 +402,7 @@ def test_weights_that_the_configuration_names_for_the_test_have_one_too(run: Pat
 def test_two_tests_do_not_write_to_one_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = run / "table.csv"
     before = {path: path.read_bytes() for path in run.glob("table.*")}
-    with checkpoints.held(table, "test", "test_spec.output_file"):
+    with checkpoints.exclusive_lock(table, "test", "test_spec.output_file"):
         assert main(run, "--test", "test_spec.seed=1") == 2
     assert (
         f"{table}: another test writes to it; wait for it, or choose another test_spec.out" in capsys.readouterr().err

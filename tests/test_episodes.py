@@ -20,8 +20,8 @@ from torch import Tensor
 from data.composition import EpisodeSpec
 from data.episodes import EpisodeLoader, Episodes, GridEpisodes, spread_targets
 from data.images import ClassImages
-from errors import UserError
-from randomness import Slice
+from runtime.errors import UserError
+from runtime.randomness import Shard
 
 EQUAL, UNEQUAL = [4, 4, 4, 4], [4, 6, 5, 4]
 Law = dict  # outcome -> probability
@@ -293,7 +293,7 @@ def test_episodes_are_a_function_of_seed_split_and_step(spec: EpisodeSpec) -> No
 def test_slices_of_processes_make_up_the_batch(spec: EpisodeSpec, world: int) -> None:
     images = class_images(UNEQUAL)
     whole = EpisodeLoader(images, spec, 36, 1, "train").at(5)
-    parts = [EpisodeLoader(images, spec, 36, 1, "train", Slice(rank, world)).at(5) for rank in range(world)]
+    parts = [EpisodeLoader(images, spec, 36, 1, "train", Shard(rank, world)).at(5) for rank in range(world)]
     for name, value in vars(whole).items():
         assert torch.equal(value, torch.cat([getattr(part, name) for part in parts]))
 
@@ -398,9 +398,9 @@ def test_every_value_that_a_problem_names_works() -> None:
 def test_loader_and_grid_refuse_what_they_cannot_do() -> None:
     images = class_images(UNEQUAL)
     with pytest.raises(UserError, match="use 8 or 12"):
-        EpisodeLoader(images, TRAIN, 10, 1, "train", Slice(0, 2))
+        EpisodeLoader(images, TRAIN, 10, 1, "train", Shard(0, 2))
     with pytest.raises(UserError, match="use 4"):
-        EpisodeLoader(images, TRAIN, 0, 1, "train", Slice(0, 2))
+        EpisodeLoader(images, TRAIN, 0, 1, "train", Shard(0, 2))
     with pytest.raises(UserError, match="timesteps: 4"):
         EpisodeLoader(images, EpisodeSpec(4, False, None, 1), 8, 1, "train")
     with pytest.raises(UserError, match="timesteps: 4"):

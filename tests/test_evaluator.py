@@ -16,7 +16,7 @@ from data.episodes import Episodes
 from evaluator import (
     PARTS,
     TEST_DECODES_AT_ONCE,
-    Ledger,
+    CellStore,
     cells_in,
     importance_bounds,
     sizes_at_once,
@@ -24,8 +24,8 @@ from evaluator import (
     summary,
 )
 from models.objectives import log_mean_exp
-from models.vma.vma import VMA, address_accuracy, kl_a
-from randomness import TargetNoise
+from models.vma.model import VMA, address_accuracy, kl_a
+from runtime.randomness import TargetNoise
 
 Build = Callable[..., VMA]
 KEY = ("test", 0, "C=1 M=2")
@@ -49,8 +49,8 @@ def of(whole: Episodes, positions: list[int]) -> Episodes:
 @torch.no_grad()
 def at_once(model: VMA, batch: Episodes, k: int) -> dict[str, Tensor]:
     """All K weights in one tensor, and the plain definition."""
-    m = model.remember(batch.memory)
-    r = model.recognise(batch.x, m)
+    m = model.encode_memory(batch.memory)
+    r = model.encode_targets(batch.x, m)
     noise = TargetNoise(*KEY, targets=batch.x_index.flatten())
     s = model.importance_samples(batch.x, m, r, noise, k)
     parts = {
@@ -153,37 +153,37 @@ def same(a: dict[str, np.ndarray] | None, b: dict[str, np.ndarray]) -> bool:
 
 def test_a_cell_is_kept_only_for_its_own_key(tmp_path: Path) -> None:
     table = tmp_path / "deep" / "table.csv"
-    ledger = Ledger(table, "weights 1")
-    assert ledger.get("C=1 M=1") is None
-    ledger.put("C=1 M=1", values(1))
-    ledger.put("C=1 M=10", values(2))
-    assert same(ledger.get("C=1 M=1"), values(1))
+    store = CellStore(table, "weights 1")
+    assert store.get("C=1 M=1") is None
+    store.put("C=1 M=1", values(1))
+    store.put("C=1 M=10", values(2))
+    assert same(store.get("C=1 M=1"), values(1))
 
-    again = Ledger(table, "weights 1")
+    again = CellStore(table, "weights 1")
     assert same(again.get("C=1 M=1"), values(1)) and same(again.get("C=1 M=10"), values(2))
     assert again.get("C=1 M=2") is None
 
-    other = Ledger(table, "weights 2")
+    other = CellStore(table, "weights 2")
     assert other.get("C=1 M=1") is None
     other.put("C=2 M=1", values(3))
-    assert same(Ledger(table, "weights 2").get("C=2 M=1"), values(3))
-    assert Ledger(table, "weights 1").get("C=1 M=1") is None  # the table holds one kind of numbers
+    assert same(CellStore(table, "weights 2").get("C=2 M=1"), values(3))
+    assert CellStore(table, "weights 1").get("C=1 M=1") is None  # the table holds one kind of numbers
     assert [path.name for path in table.parent.iterdir()] == ["table.npz"]
 
 
 def test_only_finished_cells_are_read_for_comparison(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "table.csv", "weights 1")
-    ledger.put("C=1 M=1", values(1))
-    ledger.put_begun("C=1 M=10", values(2, n=3))
-    found = cells_in(ledger.path)
+    store = CellStore(tmp_path / "table.csv", "weights 1")
+    store.put("C=1 M=1", values(1))
+    store.save_partial("C=1 M=10", values(2, n=3))
+    found = cells_in(store.path)
     assert set(found) == {"C=1 M=1"} and same(found["C=1 M=1"], values(1))
 
 
 def test_a_cell_computed_again_replaces_the_old_one(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "table.csv", "key")
-    ledger.put("C=1 M=1", values(1))
-    ledger.put("C=1 M=1", values(2, n=7))
-    assert same(Ledger(tmp_path / "table.csv", "key").get("C=1 M=1"), values(2, n=7))
+    store = CellStore(tmp_path / "table.csv", "key")
+    store.put("C=1 M=1", values(1))
+    store.put("C=1 M=1", values(2, n=7))
+    assert same(CellStore(tmp_path / "table.csv", "key").get("C=1 M=1"), values(2, n=7))
 
 
 def cut_short(content: bytes) -> list[bytes]:
@@ -199,20 +199,20 @@ def flipped(content: bytes) -> list[bytes]:
 @pytest.mark.parametrize("damage", [cut_short, flipped])
 def test_a_damaged_file_holds_nothing_or_the_truth(tmp_path: Path, damage: Callable[[bytes], list[bytes]]) -> None:
     table = tmp_path / "table.csv"
-    Ledger(table, "key").put("C=1 M=1", values(1, n=3))
+    CellStore(table, "key").put("C=1 M=1", values(1, n=3))
     path = tmp_path / "table.npz"
     for content in damage(path.read_bytes()):
         path.write_bytes(content)
-        found = Ledger(table, "key").get("C=1 M=1")
+        found = CellStore(table, "key").get("C=1 M=1")
         assert found is None or same(found, values(1, n=3))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip archive", b"\x93NUMPY", b"PK\x03\x04"], ids=repr)
 def test_a_file_of_another_kind_is_written_over(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "table.npz").write_bytes(content)
-    ledger = Ledger(tmp_path / "table.csv", "key")
-    ledger.put("C=1 M=1", values(1))
-    assert same(Ledger(tmp_path / "table.csv", "key").get("C=1 M=1"), values(1))
+    store = CellStore(tmp_path / "table.csv", "key")
+    store.put("C=1 M=1", values(1))
+    assert same(CellStore(tmp_path / "table.csv", "key").get("C=1 M=1"), values(1))
 
 
 def test_objects_are_not_unpickled(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_objects_are_not_unpickled(tmp_path: Path) -> None:
     with (tmp_path / "table.npz").open("wb") as file:
         arrays = {"C=1 M=1/key": np.array("key"), "C=1 M=1/bound": np.array([Touch()], dtype=object)}
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    assert Ledger(tmp_path / "table.csv", "key").get("C=1 M=1") is None
+    assert CellStore(tmp_path / "table.csv", "key").get("C=1 M=1") is None
     assert not canary.exists()
 
 

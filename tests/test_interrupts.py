@@ -7,7 +7,7 @@ import time
 import pytest
 from small import listening
 
-from interrupts import Stopped, StoppedAtOnce, StopRequest
+from runtime.signals import Stopped, StoppedAtOnce, StopRequest
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 

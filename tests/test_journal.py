@@ -1,4 +1,4 @@
-"""The journal: what is written, what a resumed run takes back, and that trouble with it never ends a training."""
+"""The logger: what is written, what a resumed run takes back, and that trouble with it never ends a training."""
 
 import json
 import logging
@@ -9,26 +9,26 @@ import numpy as np
 import pytest
 from small import board, board_pictures, count_seconds
 
-from journal import Journal
+from runtime.metric_logger import MetricLogger
 
 
 def lines(path: Path) -> list[tuple[str, int, float]]:
     return [(row["part"], row["step"], row["bound"]) for row in map(json.loads, path.read_text().splitlines())]
 
 
-def write(journal: Journal, steps: range, sign: float = 1) -> None:
+def write(logger: MetricLogger, steps: range, sign: float = 1) -> None:
     for step in steps:
-        journal.scalars("train", step, {"bound": sign * step, "lr": 0.1})
+        logger.scalars("train", step, {"bound": sign * step, "lr": 0.1})
         if step % 4 == 0:
-            journal.scalars("validation", step, {"bound": sign * step / 2})
-            journal.picture("train/grid", step, np.full((4, 6), step, np.uint8))
+            logger.scalars("validation", step, {"bound": sign * step / 2})
+            logger.picture("train/grid", step, np.full((4, 6), step, np.uint8))
 
 
 def test_what_is_told_is_written(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "new" / "log.jsonl", tmp_path / "tb", 0)
-    write(journal, range(1, 6))
-    journal.picture("colour", 1, np.zeros((4, 6, 3), np.uint8))
-    journal.close()
+    logger = MetricLogger(tmp_path / "new" / "log.jsonl", tmp_path / "tb", 0)
+    write(logger, range(1, 6))
+    logger.picture("colour", 1, np.zeros((4, 6, 3), np.uint8))
+    logger.close()
     assert lines(tmp_path / "new" / "log.jsonl") == [
         ("train", 1, 1), ("train", 2, 2), ("train", 3, 3), ("train", 4, 4), ("validation", 4, 2), ("train", 5, 5)
     ]  # fmt: skip
@@ -40,10 +40,10 @@ def test_what_is_told_is_written(tmp_path: Path) -> None:
 
 
 def test_rows_are_there_at_once(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "log.jsonl", None, 0)
-    write(journal, range(1, 3))
+    logger = MetricLogger(tmp_path / "log.jsonl", None, 0)
+    write(logger, range(1, 3))
     assert len(lines(tmp_path / "log.jsonl")) == 2
-    journal.close()
+    logger.close()
 
 
 @pytest.mark.parametrize("start", [1, 4, 5, 9])
@@ -52,10 +52,10 @@ def test_a_resumed_run_takes_back_what_lies_beyond_its_start(
 ) -> None:
     count_seconds(monkeypatch)
     log, tb = tmp_path / "log.jsonl", tmp_path / "tb"
-    first = Journal(log, tb, None)
+    first = MetricLogger(log, tb, None)
     write(first, range(1, 10))
     first.close()
-    second = Journal(log, tb, start)
+    second = MetricLogger(log, tb, start)
     write(second, range(start + 1, 13), sign=-1)
     second.close()
     sign = {step: 1 if step <= start else -1 for step in range(13)}
@@ -69,13 +69,13 @@ def test_a_resumed_run_takes_back_what_lies_beyond_its_start(
 
 
 def test_a_run_that_goes_on_within_the_second_it_was_begun_in_is_read_whole(tmp_path: Path) -> None:
-    begun = Journal(None, tmp_path, 0)
+    begun = MetricLogger(None, tmp_path, 0)
     begun.scalars("train", 1, {"bound": 1})
     begun.close()
     (file,) = tmp_path.iterdir()
     *start, _, last = file.name.split(".")
     file.rename(tmp_path / ".".join([*start, "9999999", last]))  # a process whose number comes last of all
-    resumed = Journal(None, tmp_path, 1)
+    resumed = MetricLogger(None, tmp_path, 1)
     resumed.scalars("train", 2, {"bound": 2})
     resumed.close()
     assert board(tmp_path)["train/bound"] == [(1, 1), (2, 2)]
@@ -84,9 +84,9 @@ def test_a_run_that_goes_on_within_the_second_it_was_begun_in_is_read_whole(tmp_
 def test_a_run_from_the_beginning_replaces_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count_seconds(monkeypatch)
     for sign in (1, -1):
-        journal = Journal(tmp_path / "log.jsonl", tmp_path / "tb", None)
-        write(journal, range(0, 4), sign)
-        journal.close()
+        logger = MetricLogger(tmp_path / "log.jsonl", tmp_path / "tb", None)
+        write(logger, range(0, 4), sign)
+        logger.close()
     assert [bound for part, _, bound in lines(tmp_path / "log.jsonl") if part == "train"] == [0, -1, -2, -3]
     assert board(tmp_path / "tb")["train/bound"] == [(0, 0), (1, -1), (2, -2), (3, -3)]
 
@@ -95,7 +95,7 @@ def test_a_row_that_was_cut_off_is_taken_back(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     good = '{"part": "train", "step": 1, "bound": 1.0}\n'
     log.write_text(good + '{"part": "train", "st')
-    Journal(log, None, 5).close()
+    MetricLogger(log, None, 5).close()
     assert log.read_text() == good
 
 
@@ -122,9 +122,9 @@ def test_trouble_with_the_log_is_one_warning_and_tensorboard_goes_on(
     log = tmp_path / "logs" / "log.jsonl"
     trouble(log)
     with caplog.at_level(logging.WARNING):
-        journal = Journal(log, tmp_path / "tb", 1)
-        write(journal, range(2, 10))
-        journal.close()
+        logger = MetricLogger(log, tmp_path / "tb", 1)
+        write(logger, range(2, 10))
+        logger.close()
     assert len(caplog.records) == 1
     assert "cannot be written" in caplog.text
     assert [step for step, _ in board(tmp_path / "tb")["train/bound"]] == list(range(2, 10))
@@ -135,9 +135,9 @@ def test_trouble_with_tensorboard_is_one_warning_and_the_log_goes_on(
 ) -> None:
     (tmp_path / "tb").write_text("a file, not a folder")
     with caplog.at_level(logging.WARNING):
-        journal = Journal(tmp_path / "log.jsonl", tmp_path / "tb", 0)
-        write(journal, range(1, 10))
-        journal.close()
+        logger = MetricLogger(tmp_path / "log.jsonl", tmp_path / "tb", 0)
+        write(logger, range(1, 10))
+        logger.close()
     assert len(caplog.records) == 1
     assert [step for part, step, _ in lines(tmp_path / "log.jsonl") if part == "train"] == list(range(1, 10))
 
@@ -149,17 +149,17 @@ def test_the_log_goes_on_where_tensorboard_cannot_be_imported(
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with caplog.at_level(logging.WARNING):
-        journal = Journal(tmp_path / "log.jsonl", tmp_path / "tb", 0)
-        write(journal, range(1, 3))
-        journal.close()
+        logger = MetricLogger(tmp_path / "log.jsonl", tmp_path / "tb", 0)
+        write(logger, range(1, 3))
+        logger.close()
     assert len(caplog.records) == 1
     assert len(lines(tmp_path / "log.jsonl")) == 2
 
 
 def test_without_places_nothing_is_written(tmp_path: Path) -> None:
-    journal = Journal(None, None, 0)
-    write(journal, range(5))
-    journal.close()
+    logger = MetricLogger(None, None, 0)
+    write(logger, range(5))
+    logger.close()
     assert not list(tmp_path.iterdir())
 
 
@@ -172,9 +172,9 @@ def test_a_file_that_is_a_device_stays_one(tmp_path: Path) -> None:
     os.mkfifo(place)
     reader = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        journal = Journal(place, None, 0)
-        write(journal, range(1, 3))
-        journal.close()
+        logger = MetricLogger(place, None, 0)
+        write(logger, range(1, 3))
+        logger.close()
     finally:
         os.close(reader)
     assert stat.S_ISFIFO(place.stat().st_mode)

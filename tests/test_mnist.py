@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data import mnist
-from errors import DataError
+from runtime.errors import DataError
 
 COUNTS = [3, 7, 2, 5, 4, 6, 1, 8, 2, 3]
 

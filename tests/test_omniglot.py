@@ -30,7 +30,7 @@ from small import Makes
 from data import _torchvision, omniglot
 from data.images import resample
 from data.omniglot import DRAWERS, PARTS, SIDE, Part
-from errors import DataError
+from runtime.errors import DataError
 
 # two characters of the background; Oriya's last, Syriac_(Serto)'s first two
 SMALL = {"images_background": Part(1, 2), "images_evaluation": Part(1479, 3)}

@@ -10,13 +10,13 @@ from small import CPU, ROOT, config, toy_trainer
 from torch import nn
 from torch.optim import lr_scheduler
 
-import checkpoints
 import config as configuration
 import parsers
 from config import OPTIMIZERS, Config, SchedulerSpec, TrainSpec
-from errors import UserError
-from models.vma.prior import LearnedAddressPrior, UniformAddressPrior
-from randomness import Slice, StepNoise
+from models.vma.priors import LearnedAddressPrior, UniformAddressPrior
+from runtime import checkpoints
+from runtime.errors import UserError
+from runtime.randomness import Shard, StepNoise
 
 SCHEDULERS: dict[str, dict[str, object]] = {
     "ConstantLR": {"factor": 0.5, "total_iters": 3},
@@ -379,6 +379,6 @@ def test_a_training_takes_as_many_gpus_as_its_batch_divides_among(tmp_path: Path
         works = []
         for world in range(1, most + 1):
             with contextlib.suppress(UserError):
-                parsers.train_loader(configured, images, Slice(0, world))
+                parsers.train_loader(configured, images, Shard(0, world))
                 works.append(world)
         assert parsers.most_processes(configured.train_data, most) == max(works)

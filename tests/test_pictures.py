@@ -9,9 +9,9 @@ from PIL import Image
 from small import CPU, config
 
 import parsers
-import pictures
-from models.vma.vma import VMA
-from randomness import StepNoise
+from models.vma.model import VMA
+from reports import pictures
+from runtime.randomness import StepNoise
 
 
 @pytest.fixture

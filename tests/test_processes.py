@@ -29,13 +29,12 @@ from small import (
     wait_for,
 )
 
-import checkpoints
 import commands
-import launch
 import parsers
-from errors import PeerFailedError
-from interrupts import StopRequest
-from processes import Processes, from_environment
+from runtime import checkpoints, launch
+from runtime.errors import PeerFailedError
+from runtime.processes import Processes, from_environment
+from runtime.signals import StopRequest
 
 # Plain gradient descent: Adam divides by the size of gradients, also of those that are nothing but rounding.
 RUN = (
@@ -95,7 +94,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_draw_the_same_sample_for_the_gradient(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, world in ((one, 1), (two, 2)):
-        assert run(folder, world, *RUN, "train_spec.backward=one")[0] == 0
+        assert run(folder, world, *RUN, "train_spec.gradient_samples=1")[0] == 0
     for a, b in zip(rows(one, "train"), rows(two, "train"), strict=True):
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=2e-5), a["step"]
 
@@ -129,13 +128,13 @@ KILLED_IN_A_CELL = """
 import signal
 import commands, evaluator
 evaluator._MEETING, evaluator._KEPT_EVERY = 1, -1.0
-put = commands.Table.put_begun
+put = commands.Table.save_partial
 def killed(table, cell, values):
     put(table, cell, values)
     if cell == "C=2 M=3" and len(values["bound"]) == 8:
         fault()
         os.kill(os.getpid(), signal.SIGKILL)
-commands.Table.put_begun = killed
+commands.Table.save_partial = killed
 """
 
 
@@ -231,24 +230,24 @@ def test_batches_that_do_not_divide_are_refused(tmp_path: Path) -> None:
 
 TALK = """
 import json, sys, torch
-from processes import from_environment
-from errors import PeerFailedError, DataError
+from runtime.processes import from_environment
+from runtime.errors import PeerFailedError, DataError
 me = from_environment()
 told = {"rank": me.rank}
 with me.joined(torch.device("cpu")):
-    told["on_main"] = me.on_main(lambda: f"from {me.rank}")
-    told["gathered"] = me.gathered({"rank": me.rank})
-    told["largest"] = [me.largest(me.rank), me.largest(5 - me.rank)]
-    told["total"] = me.total(torch.tensor([1.0, 10.0 * me.rank])).tolist()
+    told["broadcast_from_main"] = me.broadcast_from_main(lambda: f"from {me.rank}")
+    told["gathered"] = me.all_gather({"rank": me.rank})
+    told["largest"] = [me.all_reduce_max(me.rank), me.all_reduce_max(5 - me.rank)]
+    told["total"] = me.all_reduce_sum(torch.tensor([1.0, 10.0 * me.rank])).tolist()
     def fail():
         raise DataError("no")
     try:
-        me.on_main(fail)
+        me.broadcast_from_main(fail)
     except PeerFailedError as error:
         told["failed"] = error.status
     except DataError as error:
         told["failed"] = str(error)
-    told["after"] = me.on_main(lambda: 7)
+    told["after"] = me.broadcast_from_main(lambda: 7)
 open(f"{sys.argv[1]}/{me.rank}.json", "w").write(json.dumps(told))
 """
 
@@ -260,7 +259,7 @@ def test_processes_agree(tmp_path: Path) -> None:
     for rank, failed in ((0, "no"), (1, 3)):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {
             "rank": rank,
-            "on_main": "from 0",
+            "broadcast_from_main": "from 0",
             "gathered": [{"rank": 0}, {"rank": 1}],
             "largest": [1, 5],
             "total": [2.0, 10.0],
@@ -279,8 +278,8 @@ def test_one_process_talks_to_itself() -> None:
     me = Processes()
     assert me == from_environment()
     with me.joined(torch.device("cpu")):
-        assert (me.on_main(lambda: 3), me.gathered(4), me.largest(5)) == (3, [4], 5)
-        assert me.total(torch.tensor(6)) == 6
+        assert (me.broadcast_from_main(lambda: 3), me.all_gather(4), me.all_reduce_max(5)) == (3, [4], 5)
+        assert me.all_reduce_sum(torch.tensor(6)) == 6
     with pytest.raises(RuntimeError, match="gloo"), me.watched():
         raise RuntimeError("gloo")  # nobody to blame
     assert PeerFailedError(3).status == 3
@@ -289,7 +288,7 @@ def test_one_process_talks_to_itself() -> None:
 # --- one cannot go on -------------------------------------------------------------------------------------------------
 
 NAN_ON_ONE = """
-from models.vma.vma import VMA
+from models.vma.model import VMA
 loss, calls = VMA.loss, []
 def broken(model, *args):
     calls.append(1)
@@ -314,7 +313,7 @@ def test_a_loss_that_is_not_finite_on_one_stops_all(tmp_path: Path) -> None:
 
 
 REFUSED_BY_ONE = """
-from models.vma.vma import VMA
+from models.vma.model import VMA
 loss = VMA.loss
 def broken(model, *args):
     if rank == {rank}:
@@ -374,7 +373,7 @@ def test_a_signal_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two: Pat
 
 
 ONE_WAITS_FOR_THE_OTHER = """
-from models.vma.vma import VMA
+from models.vma.model import VMA
 loss, calls = VMA.loss, []
 def slow(model, *args):
     calls.append(1)

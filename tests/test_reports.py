@@ -10,9 +10,9 @@ from small import ROOT, config, main
 
 import commands
 import config as configuration
-import reports
 from config import Config
-from interrupts import StopRequest
+from reports import tables
+from runtime.signals import StopRequest
 
 PUBLISHED = {  # (C, M) -> published code, paper
     (1, 1): (85.2, 86.5), (1, 2): (79.8, 83.0), (1, 3): (77.5, 79.6), (1, 4): (76.2, 79.0), (1, 5): (75.3, 76.5),
@@ -43,20 +43,20 @@ def table(markdown: str) -> list[dict[str, str]]:
 
 def test_the_csv_has_these_columns_and_numbers(tmp_path: Path) -> None:
     rows = [row(1, 1), row(2, 19)]
-    reports.write_table(tmp_path / "new" / "table.csv", rows, published())
+    tables.write_table(tmp_path / "new" / "table.csv", rows, published())
     text = (tmp_path / "new" / "table.csv").read_text()
     assert text.splitlines()[0] == (
         "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
     )
     for read, given in zip(csv.DictReader(text.splitlines()), rows, strict=True):
         assert {name: float(value) for name, value in read.items()} == pytest.approx(given, abs=5e-5)
-    assert (tmp_path / "new" / "table.md").read_text() == reports.markdown(rows, published())
+    assert (tmp_path / "new" / "table.md").read_text() == tables.markdown(rows, published())
     assert (tmp_path / "new" / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_published_numbers_stand_beside_their_cells() -> None:
     cells = [*PUBLISHED, (1, 6), (3, 1), (1, 0)]
-    found = table(reports.markdown([row(c, m) for c, m in cells], published()))
+    found = table(tables.markdown([row(c, m) for c, m in cells], published()))
     for (c, m), line in zip(cells, found, strict=True):
         code, paper = PUBLISHED.get((c, m), ("", ""))
         assert (line["C"], line["M"]) == (str(c), str(m))
@@ -76,25 +76,25 @@ OTHER_PROTOCOLS = [
 @pytest.mark.parametrize("overrides", OTHER_PROTOCOLS, ids=lambda overrides: overrides[-1])
 def test_published_numbers_do_not_stand_beside_another_protocol(overrides: list[str]) -> None:
     other = published(*overrides)
-    text = reports.markdown([row(1, 1, other.test_spec.importance_num)], other)
+    text = tables.markdown([row(1, 1, other.test_spec.importance_num)], other)
     assert "85.2" not in text and "86.5" not in text and "paper" not in text.lower()
 
 
 def test_the_papers_numbers_stand_beside_its_likely_setting() -> None:
     likely = configuration.load(ROOT / "configs" / "vma_45-5.yaml")
-    text = reports.markdown([row(c, m) for c, m in PUBLISHED], likely)
+    text = tables.markdown([row(c, m) for c, m in PUBLISHED], likely)
     assert [line["paper"] for line in table(text)] == [str(paper) for _, paper in PUBLISHED.values()]
     assert "published code" not in text.lower() and "not settled" in text
 
 
 def test_published_numbers_do_not_stand_beside_glyphs(tmp_path: Path) -> None:
-    text = reports.markdown([row(1, 1)], config(tmp_path, "test_spec.importance_num=1000"))
+    text = tables.markdown([row(1, 1)], config(tmp_path, "test_spec.importance_num=1000"))
     assert "paper" not in text.lower()
     assert "glyphs" in text
 
 
 def test_the_table_says_what_it_shows(tmp_path: Path) -> None:
-    text = reports.markdown([row(1, 1, 60)], config(tmp_path))
+    text = tables.markdown([row(1, 1, 60)], config(tmp_path))
     assert "ELBO@60" in text and "lower is better" in text and "nats per image" in text
     for said in ("glyphs", "official split", "20 x 20", "nearest-exact"):
         assert said in text
@@ -109,7 +109,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, float | int]], o
     """The axis of the plot."""
     figures: list[Any] = []
     monkeypatch.setattr(plt, "close", figures.append)
-    assert reports.plot(rows, of).startswith(b"\x89PNG")
+    assert tables.plot(rows, of).startswith(b"\x89PNG")
     monkeypatch.undo()
     (axis,) = figures[0].axes
     plt.close(figures[0])
@@ -140,7 +140,7 @@ def test_the_plot_shows_published_lines_where_they_fit(monkeypatch: pytest.Monke
 
 def test_a_single_target_and_an_empty_memory_can_be_reported(tmp_path: Path) -> None:
     rows = [{**row(1, 0), "stderr": float("nan"), "targets": 1}]
-    reports.write_table(tmp_path / "table.csv", rows, config(tmp_path))
+    tables.write_table(tmp_path / "table.csv", rows, config(tmp_path))
     assert (tmp_path / "table.png").stat().st_size > 1000
 
 
@@ -159,7 +159,7 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.Mon
     figures: list[Any] = []
     monkeypatch.setattr(plt, "close", figures.append)
     rows = [log_row("train", 0), *(log_row("train", step) for step in range(2, 101)), log_row("validation", 50)]
-    reports.curves(rows, config(tmp_path, "train_data.batch_size=8"))
+    tables.curves(rows, config(tmp_path, "train_data.batch_size=8"))
     monkeypatch.undo()
     bound, terms, accuracy = figures[0].axes
     plt.close(figures[0])
@@ -177,7 +177,7 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_training_without_validation_is_drawn_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
     monkeypatch.setattr(plt, "close", figures.append)
-    reports.curves([log_row("train", step) for step in range(1, 9)], config(tmp_path))
+    tables.curves([log_row("train", step) for step in range(1, 9)], config(tmp_path))
     monkeypatch.undo()
     (figure,) = figures
     plt.close(figure)

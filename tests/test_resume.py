@@ -10,13 +10,13 @@ import pytest
 import torch
 from small import ROOT, board, count_seconds, curves, logged, main, rows, same_end, same_weights, tensorboard
 
-import checkpoints
 import commands
 import config as configuration
 import parsers
 from data.episodes import EpisodeLoader, Episodes
-from errors import UserError
-from interrupts import StopRequest
+from runtime import checkpoints
+from runtime.errors import UserError
+from runtime.signals import StopRequest
 
 PLAIN: tuple[str, ...] = ()
 EVERYTHING = (
@@ -77,7 +77,7 @@ def test_a_restart_may_begin_with_its_own_weights(tmp_path: Path, monkeypatch: p
     assert main(tmp_path, "--train", "--restart", *given, "model.latent_dim=5") == 2
     assert (tmp_path / "vma.pt").exists() and (tmp_path / "vma.last.pt").read_bytes() == before
     with monkeypatch.context() as patch:  # as if killed when the files of the earlier run are gone
-        patch.setattr(commands.Run, "_journal", lambda *args: (_ for _ in ()).throw(OSError("killed")))
+        patch.setattr(commands.Run, "_logger", lambda *args: (_ for _ in ()).throw(OSError("killed")))
         assert main(tmp_path, "--train", "--restart", *given) == 1
     assert (tmp_path / "vma.pt").exists() and not (tmp_path / "vma.last.pt").exists()
     assert main(tmp_path, "--train", "--restart", *given) == 0

@@ -19,7 +19,7 @@ import evaluator
 import run
 from data.episodes import Episodes
 from models.objectives import log_mean_exp
-from models.vma.vma import VMA
+from models.vma.model import VMA
 from studies import ablations, estimator, generalisation, gradients
 
 
@@ -89,8 +89,8 @@ def test_both_estimators_estimate_the_same_likelihood(tiny_model: Callable[..., 
     index, classes = torch.tensor([[5]]), torch.zeros(1, 3, dtype=torch.int64)
     one = Episodes(pictures[:, :1], pictures[:, 1:], classes[:, :1], classes, index, classes)
     k = 6000
-    m = model.remember(one.memory, ahead=True)
-    r = model.recognise(one.x, m)
+    m = model.encode_memory(one.memory, precompute_features=True)
+    r = model.encode_targets(one.x, m)
     log_w = estimator.sampled_weights(model, one, m, r, ("k", 0), k)
     log_v = estimator.address_weights(model, one, m, r, ("k", 0), k // 5)
     assert log_w.shape == (k,) and log_v.shape == (k // 5, 3 + len(model.dummies))
@@ -200,7 +200,7 @@ def test_the_gradients_study_end_to_end(
 
     def noted(model: VMA, batch: Any, noise: Any) -> Tensor:
         found = compute(model, batch, noise)
-        kind = (model.objective, model.importance_num, model.backward, model.doubly)
+        kind = (model.objective, model.importance_num, model.gradient_samples, model.use_dreg)
         weights = sum(p.double().sum().item() for p in model.parameters())
         used.setdefault(kind, []).append((weights, batch.x.sum().item(), found.norm().item()))
         return found
@@ -314,7 +314,7 @@ def test_nothing_takes_the_place_of_the_first_row(tmp_path: Path, capsys: pytest
     assert "as the list says: plain" in capsys.readouterr().out and not (output / "ablations.csv").exists()
 
 
-@pytest.mark.parametrize("change", ["train_spec.steps=3", "train_spec.steps=1", "train_spec.backward=one"])
+@pytest.mark.parametrize("change", ["train_spec.steps=3", "train_spec.steps=1", "train_spec.gradient_samples=1"])
 def test_rows_that_were_trained_with_another_list_are_not_taken_for_those_of_this(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
@@ -378,12 +378,12 @@ def test_a_study_goes_on_whatever_was_left_of_a_later_row(
     command = [str(path), "--output", str(output)]
     assert ablations.main(command) == 0
     expected = (output / "ablations.csv").read_bytes()
-    ledger = output / "other: K" / "results.npz"
+    store = output / "other: K" / "results.npz"
     if left == "cells":  # as a stop in the second cell would leave it
-        with np.load(ledger) as file:
-            np.savez(ledger, **{name: file[name] for name in file.files if name.startswith("C=1 M=1")})
+        with np.load(store) as file:
+            np.savez(store, **{name: file[name] for name in file.files if name.startswith("C=1 M=1")})
     else:
-        ledger.write_bytes(b"PK rubbish")
+        store.write_bytes(b"PK rubbish")
     assert ablations.main([*command, "--only", "plain"]) == 0
     assert "not done as the list says: other: K\n" in capsys.readouterr().out
     assert ablations.main(command) == 0

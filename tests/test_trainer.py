@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from small import CPU, Toy, ToyBatches, rows, toy_journal, toy_trainer
+from small import CPU, Toy, ToyBatches, rows, toy_logger, toy_trainer
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-import checkpoints
 import trainer
-from processes import Processes
-from randomness import StepNoise
+from runtime import checkpoints
+from runtime.processes import Processes
+from runtime.randomness import StepNoise
 from trainer import Means, NonFiniteError, state_path
 
 
@@ -43,7 +43,7 @@ def history(model: nn.Module, step: Callable[[], object], steps: int) -> list[li
 def test_training_is_the_plain_loop(tmp_path: Path, optimizer: Callable[..., torch.optim.Optimizer]) -> None:
     batches = ToyBatches("train", 8, 5)
     mine = toy_trainer(tmp_path, batches, ToyBatches("validation", 8), optimizer=optimizer)
-    mine.fit(toy_journal(tmp_path))
+    mine.fit(toy_logger(tmp_path))
 
     model = Toy()
     plain = optimizer(model.parameters(), lr=0.05)
@@ -63,10 +63,10 @@ def test_training_is_the_plain_loop(tmp_path: Path, optimizer: Callable[..., tor
 def test_training_does_not_touch_the_common_random_state(tmp_path: Path) -> None:
     a, b = toy_trainer(tmp_path), toy_trainer(tmp_path)
     before = torch.get_rng_state()
-    a.fit(toy_journal(tmp_path))
+    a.fit(toy_logger(tmp_path))
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
-    b.fit(toy_journal(tmp_path))
+    b.fit(toy_logger(tmp_path))
     assert equal(weights(a.model), weights(b.model))
 
 
@@ -127,14 +127,14 @@ def test_bfloat16_is_for_the_model_not_for_its_images(tmp_path: Path) -> None:
     model = Toy()
     model.linear.register_forward_hook(lambda module, inputs, output: computed.append(output.dtype))
     parts = ToyBatches("train", 8, visit=visit), ToyBatches("validation", 8, visit=visit)
-    toy_trainer(tmp_path, *parts, model=model, precision="bf16", steps=4).fit(toy_journal(tmp_path))
+    toy_trainer(tmp_path, *parts, model=model, precision="bf16", steps=4).fit(toy_logger(tmp_path))
     assert len(drawn) == len(computed) >= 6 and not any(drawn)
     assert set(computed) == {torch.bfloat16}
 
 
 def test_the_learning_rate_of_every_step_is_logged(tmp_path: Path) -> None:
     halves = partial(lr_scheduler.StepLR, step_size=3, gamma=0.5)
-    toy_trainer(tmp_path, scheduler=halves).fit(toy_journal(tmp_path))
+    toy_trainer(tmp_path, scheduler=halves).fit(toy_logger(tmp_path))
     assert [row["lr"] for row in rows(tmp_path, "train")] == [0.05 * 0.5 ** (n // 3) for n in range(1, 11)]
 
 
@@ -160,7 +160,7 @@ def test_the_weights_of_the_best_validation_are_kept(tmp_path: Path) -> None:
     mine = toy_trainer(
         tmp_path, None, validation, model=model, optimizer=torch.optim.SGD, steps=9, val_every=2, val_targets=4
     )
-    mine.fit(toy_journal(tmp_path))
+    mine.fit(toy_logger(tmp_path))
     assert [(row["step"], row["bound"]) for row in rows(tmp_path, "validation")] == [
         (2, -5.0), (4, -3.0), (6, -4.0), (8, -3.0), (9, -8.0)
     ]  # fmt: skip
@@ -172,7 +172,7 @@ def test_the_weights_of_the_best_validation_are_kept(tmp_path: Path) -> None:
 
 def test_without_validation_the_weights_of_the_end_are_kept(tmp_path: Path) -> None:
     mine = toy_trainer(tmp_path)
-    mine.fit(toy_journal(tmp_path))
+    mine.fit(toy_logger(tmp_path))
     saved = checkpoints.load(tmp_path / "toy.pt")
     assert equal(list(saved["model"].values()), weights(mine.model))
     assert saved["config"] == "toy" and saved["progress"]["step"] == 10
@@ -183,18 +183,18 @@ def test_states_are_saved_when_due_and_at_the_end(tmp_path: Path, monkeypatch: p
     saved = []
     mine = toy_trainer(tmp_path, steps=8, save_every=3)
     monkeypatch.setattr(mine, "save_state", lambda: saved.append(mine.progress.step))
-    mine.fit(toy_journal(tmp_path))
+    mine.fit(toy_logger(tmp_path))
     assert saved == [0, 3, 6, 8]
 
 
 def test_the_state_that_was_resumed_is_not_saved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take the place of the one before, which is there for the case that a disk spoils this one."""
-    toy_trainer(tmp_path, steps=6, save_every=3).fit(toy_journal(tmp_path))
+    toy_trainer(tmp_path, steps=6, save_every=3).fit(toy_logger(tmp_path))
     saved = []
     mine = toy_trainer(tmp_path, steps=12, save_every=3)
     mine.resume(checkpoints.load(mine.state_path))
     monkeypatch.setattr(mine, "save_state", lambda: saved.append(mine.progress.step))
-    mine.fit(toy_journal(tmp_path))
+    mine.fit(toy_logger(tmp_path))
     assert saved == [9, 12]
 
 
@@ -210,7 +210,7 @@ def test_validation_uses_the_same_targets_and_noise_every_time(tmp_path: Path) -
         bounds = [loss(validation.at(n), StepNoise(CPU, 3, "validation", n))[1]["bound"] for n in range(3)]
         expected.append(float(torch.cat(bounds).double().mean()))
     seen.clear()
-    mine.fit(toy_journal(tmp_path))
+    mine.fit(toy_logger(tmp_path))
     assert seen == 2 * [0, 1, 2]  # 13 targets need three batches of 6
     assert [row["bound"] for row in rows(tmp_path, "validation")] == pytest.approx(expected, rel=1e-6)
 
@@ -218,7 +218,7 @@ def test_validation_uses_the_same_targets_and_noise_every_time(tmp_path: Path) -
 def test_the_average_is_what_is_validated(tmp_path: Path) -> None:
     validation = ToyBatches("validation", 8)
     mine = toy_trainer(tmp_path, None, validation, ema_decay=0.9, val_targets=8)
-    mine.fit(toy_journal(tmp_path))
+    mine.fit(toy_logger(tmp_path))
     noise = StepNoise(CPU, 3, "validation", 0)
     bound = float(mine.evaluated.loss(validation.at(0), noise)[1]["bound"].mean())  # type: ignore[operator]
     assert rows(tmp_path, "validation")[-1]["bound"] == pytest.approx(bound, rel=1e-6)
@@ -239,7 +239,7 @@ def test_means_of_unequal_counts_weigh_every_value_once() -> None:
 
 @pytest.mark.parametrize(("log_every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (10, [7])])
 def test_rows_come_when_due_and_at_the_end(tmp_path: Path, log_every: int, steps: list[int]) -> None:
-    toy_trainer(tmp_path, steps=7, log_every=log_every).fit(toy_journal(tmp_path))
+    toy_trainer(tmp_path, steps=7, log_every=log_every).fit(toy_logger(tmp_path))
     assert [row["step"] for row in rows(tmp_path, "train")] == steps
 
 
@@ -247,7 +247,7 @@ def test_rows_come_when_due_and_at_the_end(tmp_path: Path, log_every: int, steps
 def test_a_row_is_the_mean_of_all_targets_since_the_row_before(tmp_path: Path, val_every: int) -> None:
     batches = ToyBatches("train", 8, 3, 5)
     mine = toy_trainer(tmp_path, batches, ToyBatches("validation", 8), log_every=4, val_every=val_every)
-    mine.fit(toy_journal(tmp_path))
+    mine.fit(toy_logger(tmp_path))
     again = toy_trainer(tmp_path, batches)
     single = [again.step() for _ in range(10)]
     for row, first, last in zip(rows(tmp_path, "train"), (0, 4, 8), (4, 8, 10), strict=True):
@@ -269,10 +269,10 @@ def test_speed_and_time_are_those_of_training_alone(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(trainer.time, "monotonic", lambda: clock[0])
     train, validation = ToyBatches("train", 8, visit=passes(1)), ToyBatches("validation", 16, visit=passes(100))
     mine = toy_trainer(tmp_path, train, validation, log_every=5, val_every=3, save_every=100)
-    journal = toy_journal(tmp_path)
+    logger = toy_logger(tmp_path)
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(journal, "scalars", lambda part, step, values: told.append({"part": part, **values}))
-    mine.fit(journal)
+    monkeypatch.setattr(logger, "scalars", lambda part, step, values: told.append({"part": part, **values}))
+    mine.fit(logger)
     speeds = [row["targets_per_s"] for row in told if row["part"] == "train"]
     assert speeds == [8.0, 8.0]
     assert mine.progress.seconds == 10.0
@@ -312,7 +312,7 @@ def test_what_is_not_finite_ends_the_training_before_the_step(
     halves = partial(lr_scheduler.StepLR, step_size=3, gamma=0.5)
     mine = toy_trainer(tmp_path, model=model, grad_clip=grad_clip, scheduler=halves, ema_decay=0.5)
     with pytest.raises(NonFiniteError, match=rf"step {at}\b.*loss.*bound -") as caught:
-        mine.fit(toy_journal(tmp_path))
+        mine.fit(toy_logger(tmp_path))
     assert isinstance(caught.value, ArithmeticError)
 
     whole = toy_trainer(tmp_path / "whole", grad_clip=grad_clip, scheduler=halves, ema_decay=0.5)
@@ -340,6 +340,6 @@ def test_a_validation_that_is_not_finite_ends_the_training(tmp_path: Path) -> No
 
     model.loss = broken  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match=r"step 6: the bound of the validation is nan; .*--restart"):
-        mine.fit(toy_journal(tmp_path))
+        mine.fit(toy_logger(tmp_path))
     assert checkpoints.load(mine.checkpoint_path)["progress"]["best_step"] == 3
     assert checkpoints.load(mine.state_path)["progress"]["step"] == 4  # not the state with such weights

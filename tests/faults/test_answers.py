@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from small import ROOT, Makes, config, main, text
 
-import checkpoints
 import parsers
 from data import _torchvision, omniglot
 from data.omniglot import DRAWERS, SIDE, Part
+from runtime import checkpoints
 
 
 def files(folder: Path) -> dict[str, bytes]:

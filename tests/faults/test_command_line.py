@@ -9,7 +9,7 @@ import pytest
 import torch
 from small import ROOT, arguments, as_it_was, finish, main, start, start_program
 
-import checkpoints
+from runtime import checkpoints
 
 
 def answer(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str]:

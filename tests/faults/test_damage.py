@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import Makes, curves, main, same_end
 
-import checkpoints
 import evaluator
-from evaluator import Ledger
+from evaluator import CellStore
+from runtime import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +140,9 @@ def values() -> evaluator.PerTarget:
 
 
 @pytest.fixture(scope="module")
-def ledger(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("ledger") / "table.csv"
-    Ledger(path, KEY).put("C=1 M=1", values())
+def store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("store") / "table.csv"
+    CellStore(path, KEY).put("C=1 M=1", values())
     return path.with_suffix(".npz").read_bytes()
 
 
@@ -151,7 +151,7 @@ def read(folder: Path, content: bytes) -> None:
     path = folder / "table.npz"
     path.unlink(missing_ok=True)
     path.write_bytes(content)
-    kept = Ledger(folder / "table.csv", KEY).get("C=1 M=1")
+    kept = CellStore(folder / "table.csv", KEY).get("C=1 M=1")
     if kept is not None:
         assert kept.keys() == values().keys()
         assert all(np.array_equal(kept[name], value) for name, value in values().items())
@@ -159,31 +159,31 @@ def read(folder: Path, content: bytes) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_in_the_cells_is_no_trouble(ledger: bytes, tmp_path: Path, where: float, bit: int) -> None:
-    changed = bytearray(ledger)
-    changed[int(where * len(ledger))] ^= 1 << bit
+def test_a_flipped_bit_in_the_cells_is_no_trouble(store: bytes, tmp_path: Path, where: float, bit: int) -> None:
+    changed = bytearray(store)
+    changed[int(where * len(store))] ^= 1 << bit
     read(tmp_path, bytes(changed))
 
 
 @pytest.mark.slow
-def test_no_flipped_bit_in_the_cells_is_trouble(ledger: bytes, tmp_path: Path) -> None:
-    for position in range(len(ledger)):
+def test_no_flipped_bit_in_the_cells_is_trouble(store: bytes, tmp_path: Path) -> None:
+    for position in range(len(store)):
         for bit in range(8):
-            changed = bytearray(ledger)
+            changed = bytearray(store)
             changed[position] ^= 1 << bit
             read(tmp_path, bytes(changed))
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True))
-def test_truncated_cells_are_no_trouble(ledger: bytes, tmp_path: Path, where: float) -> None:
-    read(tmp_path, ledger[: int(where * len(ledger))])
+def test_truncated_cells_are_no_trouble(store: bytes, tmp_path: Path, where: float) -> None:
+    read(tmp_path, store[: int(where * len(store))])
 
 
 def test_objects_in_the_cells_are_not_unpickled(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     np.savez(tmp_path / "table.npz", **{"C=1 M=1/key": np.array(Makes(canary), dtype=object)})  # type: ignore[arg-type]
-    assert Ledger(tmp_path / "table.csv", KEY).get("C=1 M=1") is None
+    assert CellStore(tmp_path / "table.csv", KEY).get("C=1 M=1") is None
     assert not canary.exists()
 
 

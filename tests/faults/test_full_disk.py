@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from small import board, curves, files_of_at_most, main, rows, tensorboard
 
-import checkpoints
 from data.episodes import EpisodeLoader, Episodes
+from runtime import checkpoints
 
 
 def full_from_step(monkeypatch: pytest.MonkeyPatch, step: int, size: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from small import arguments, board, finish, rows, start, tensorboard
 
-import checkpoints
+from runtime import checkpoints
 
 _LIMITED = """
 import resource, sys

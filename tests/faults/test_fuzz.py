@@ -32,13 +32,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from small import ROOT, Makes
 
-import checkpoints
 import config
 from config import ConfigError
 from data import mnist, omniglot
 from data.omniglot import Part
-from errors import DataError, UserError
-from evaluator import PARTS, Ledger
+from evaluator import PARTS, CellStore
+from runtime import checkpoints
+from runtime.errors import DataError, UserError
 
 MEMORY = 50_000_000  # bytes that one case may take
 SECONDS = 2.0  # of the processor
@@ -695,14 +695,14 @@ def test_the_cells_of_a_table_are_those_that_were_kept_or_gone(tmp_path: Path, c
     """Cells that cannot be read are computed anew, so nothing is raised."""
     table, key = tmp_path / "table.csv", '{"seed": 0}'
     cell, values = "C=1 M=1", {name: np.linspace(0, 1, 6) for name in PARTS}
-    Ledger(table, key).put(cell, values)
+    CellStore(table, key).put(cell, values)
     path = table.with_suffix(".npz")
     whole = path.read_bytes()
     entries, odd = entries_of(whole), functools.partial(odd_array, malicious_array(canary))
 
     def check(content: bytes) -> None:
         write(path, content)
-        if (found := Ledger(table, key).get(cell)) is not None:
+        if (found := CellStore(table, key).get(cell)) is not None:
             assert list(found) == list(PARTS)
             assert len({array.shape for array in found.values()}) == 1
             for name, value in found.items():
@@ -710,6 +710,6 @@ def test_the_cells_of_a_table_are_those_that_were_kept_or_gone(tmp_path: Path, c
         assert path.read_bytes() == content
 
     check(whole)
-    found = Ledger(table, key).get(cell)
+    found = CellStore(table, key).get(cell)
     assert found is not None and all(np.array_equal(found[name], values[name]) for name in PARTS)
     examine(check, lambda c: changed(whole, c) if c.number(2) else tampered(entries, odd, c), number)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small import board, curves, finish, logged, main, napping, same_end, start, start_program, tensorboard, wait_for
 
-import checkpoints
+from runtime import checkpoints
 
 RUN = ("train_spec.steps=30", "train_data.iter=15", "train_spec.save_every=5")
 

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 from small import arguments, curves, finish, main, rows, same_end, start
 
-import checkpoints
+from runtime import checkpoints
 
 # The program, which kills itself in the `number`-th save: when the temporary file was made, when it is written and not
 # yet safe, when it is safe, when the old state has its second name, when the new one has its place.
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-import checkpoints, run
+import run
+from runtime import checkpoints
 
 stage, number, saves = sys.argv[1], int(sys.argv[2]), 0
 

@@ -9,8 +9,8 @@ import torch
 from small import curves, main, same_end
 from torch import Tensor
 
-import checkpoints
-from models.vma.vma import VMA
+from models.vma.model import VMA
+from runtime import checkpoints
 from trainer import Trainer
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from small import arguments, as_it_was, curves, finish, logged, main, napping, same_end, start, start_program, wait_for
 
-import checkpoints
 import run
 from data.episodes import EpisodeLoader, Episodes
+from runtime import checkpoints
 
 LONG = ("train_spec.steps=30", "train_data.iter=15")
 

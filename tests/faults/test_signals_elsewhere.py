@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from small import arguments, finish, logged, start, start_program, wait_for
 
-import checkpoints
 from data.omniglot import DRAWERS, PARTS, alphabet_of
+from runtime import checkpoints
 
 SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent
 
-from models.distributions import DiagonalNormal
+from models.likelihoods import DiagonalNormal
 
 
 class UniformAddressPrior(nn.Module):

@@ -1,4 +1,4 @@
-"""Recognition: the address posterior q(a|M,x) and the latent posterior q(z|x,m_a).
+"""EncodedTargets: the address posterior q(a|M,x) and the latent posterior q(z|x,m_a).
 
 `K` samples · `G` memories · `T` targets · `S` slots · `D` features · `Z` latent.
 """
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent
 
-from models.distributions import DiagonalNormal
+from models.likelihoods import DiagonalNormal
 
 
 class AddressPosterior(nn.Module):

@@ -16,9 +16,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-import strict_yaml
-from config_rules import Problem, contradictions
-from errors import UserError
+from config import strict_yaml
+from config.constraints import Problem, contradictions
+from runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ MAY_CHANGE_ON_RESUME = (
     "train_spec.val_every",
     "train_spec.log_every",
     "train_spec.save_every",
-    "train_spec.backward",
+    "train_spec.gradient_samples",
     "train_data.root",
     "train_data.iter",
     "val_data.root",
@@ -305,8 +305,8 @@ class TrainSpec(_Section):
     scheduler: SchedulerSpec | None = None
     seed: Natural = 0
     objective: Literal["vimco", "marginal"] = "vimco"
-    z_gradient: Literal["standard", "doubly"] = "standard"
-    backward: Literal["all", "one"] = "all"
+    z_gradient: Literal["standard", "dreg"] = "standard"
+    gradient_samples: Literal["all", 1] = "all"
     precision: Literal["fp32", "bf16"] = "fp32"
     grad_clip: Annotated[float, Field(gt=0)] | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

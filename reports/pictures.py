@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.episodes import Episodes, GridEpisodes
-from models.vma.vma import VMA
-from randomness import StepNoise
+from models.vma.model import VMA
+from runtime.randomness import StepNoise
 
 _MEMORIES = 6
 _SAMPLES = 8

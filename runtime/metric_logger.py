@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from files import write_atomically
+from runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 
-class Journal:
+class MetricLogger:
     """Writes scalars and pictures of a run that goes on after step `start`, or begins anew with None.
 
     What an interrupted run wrote of later steps is taken back, so that no step is there twice.

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from models.distributions import Likelihood
-from models.features import Features
+from autoencoders.features import Features
+from models.likelihoods import Likelihood
 
 
 class ImageLikelihood(nn.Module):
-    """p(x|z,m_a), with `network` an image decoder such as `autoencoders.omniglot.vma.Decoder` for codes [N, 2 Z]."""
+    """p(x|z,m_a), with `network` an image decoder such as `autoencoders.published.Decoder` for codes [N, 2 Z]."""
 
     def __init__(self, network: nn.Module, likelihood: Likelihood, features: int, latent: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class ImageLikelihood(nn.Module):
 
     def prepare(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """All that decoding needs of the encoder's maps, computed once per memory image."""
-        return self.network.skip_parts(maps)  # type: ignore[operator]
+        return self.network.precompute_skips(maps)  # type: ignore[operator]
 
     def forward(self, z: Tensor, m_a: Features) -> Distribution:
         """z [K, G, T, Z] and prepared features of the picked rows -> distribution, batch [K, G, T], event [H, W]."""

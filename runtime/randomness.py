@@ -24,7 +24,7 @@ def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Slice:
+class Shard:
     """The part of a global batch that belongs to one process."""
 
     rank: int = 0
@@ -38,7 +38,7 @@ class Slice:
 class StepNoise:
     """Noise of one training or validation step, a function of its key and of the place in the global batch."""
 
-    def __init__(self, device: torch.device | str, *key: int | str, part: Slice = Slice()) -> None:
+    def __init__(self, device: torch.device | str, *key: int | str, part: Shard = Shard()) -> None:
         self._generator = generator(device, *key)
         self._part = part
 

@@ -21,8 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from errors import DataError, UserError, reason
-from files import unfinished, write_atomically
+from runtime.errors import DataError, UserError, reason
+from runtime.files import unfinished, write_atomically
 
 EXPORTED = ".safetensors"
 
@@ -121,7 +121,7 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def held(path: Path, whose: str, key: str, beside: Sequence[Path] = ()) -> Iterator[None]:
+def exclusive_lock(path: Path, whose: str, key: str, beside: Sequence[Path] = ()) -> Iterator[None]:
     """Keep others from writing to `path`, the file of a training or test as `whose` says, which `key` names.
 
     What a process that was killed left half written of it, and of the files `beside`, is removed.

@@ -111,4 +111,4 @@ def _port() -> Iterator[int]:
 
 def python(arguments: Sequence[str]) -> list[str]:
     """run.py with these arguments."""
-    return [sys.executable, str(Path(__file__).resolve().with_name("run.py")), *arguments]
+    return [sys.executable, str(Path(__file__).resolve().parent.with_name("run.py")), *arguments]

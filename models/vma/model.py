@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
+from autoencoders.features import Features
 from models import objectives
-from models.features import Features
-from models.vma.decoder import ImageLikelihood
-from models.vma.encoder import AddressPosterior, LatentPosterior
-from models.vma.prior import LatentPrior
+from models.vma.likelihood import ImageLikelihood
+from models.vma.posteriors import AddressPosterior, LatentPosterior
+from models.vma.priors import LatentPrior
 
 DECODES_AT_ONCE = 8192
 
@@ -31,8 +31,8 @@ DECODES_AT_ONCE = 8192
 class Noise(Protocol):
     """Where the model's random numbers come from.
 
-    The model asks once for each kind, but for the loss with `backward` one, which asks for uniform numbers twice and
-    needs fresh ones.
+    The model asks once for each kind, but for the loss with `gradient_samples` 1, which asks for uniform numbers twice
+    and needs fresh ones.
     """
 
     def uniform(self, *shape: int) -> Tensor: ...
@@ -77,7 +77,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Recognition:
+class EncodedTargets:
     """What does not depend on the samples: q(a|M,x) with logits [G, T, S] and the features of x [G, T, D]."""
 
     q_a: Categorical
@@ -112,18 +112,18 @@ class Samples:
         return self.log_q_z - self.log_p_z
 
 
-def pick(q: Categorical, uniform: Tensor) -> Tensor:
+def sample_categorical(q: Categorical, uniform: Tensor) -> Tensor:
     """Samples of q (logits [..., S]) by inversion of its distribution function at `uniform` [K, ...]."""
     total = q.probs.double().cumsum(-1)  # in float32 it may end below 1, and the last slot would get what is missing
     return (uniform.unsqueeze(-1) * total[..., -1:] >= total[..., :-1]).sum(-1)
 
 
-def draw(q: Independent, noise: Noise) -> Tensor:
+def sample_normal(q: Independent, noise: Noise) -> Tensor:
     """A sample of a diagonal Normal, through which the gradient of its parameters goes."""
     return q.mean + q.stddev * noise.normal(*q.batch_shape, *q.event_shape)
 
 
-def redraw(q: Independent, z: Tensor) -> Tensor:
+def reattach_sample(q: Independent, z: Tensor) -> Tensor:
     """The sample z that was drawn without gradient, to rounding, with that of the parameters of q."""
     return q.mean + q.stddev * ((z - q.mean) / q.stddev).detach()
 
@@ -131,8 +131,8 @@ def redraw(q: Independent, z: Tensor) -> Tensor:
 class VMA(nn.Module):
     """The model, from networks that are arguments; `importance_num` is K, `objective` is vimco or marginal.
 
-    `doubly` takes the doubly reparameterised gradient for q(z|x,m_a).  `backward` says through how many samples of a
-    target the gradient goes: all, or one.
+    `use_dreg` takes the doubly reparameterised gradient for q(z|x,m_a).  `gradient_samples` says through how many
+    samples of a target the gradient goes: all, or one.
     """
 
     def __init__(
@@ -148,8 +148,8 @@ class VMA(nn.Module):
         num_dummies: int,
         importance_num: int,
         objective: str,
-        doubly: bool = False,
-        backward: str = "all",
+        use_dreg: bool = False,
+        gradient_samples: int | str = "all",
     ) -> None:
         super().__init__()
         self.address_encoder, self.encoder = address_encoder, encoder
@@ -158,9 +158,9 @@ class VMA(nn.Module):
         # Small noise: dummies that start equal have equal gradients and never separate.
         self.dummies = nn.Parameter(0.1 * torch.rand(num_dummies, side, side))
         self.importance_num, self.objective = importance_num, objective
-        self.doubly, self.backward = doubly, backward
+        self.use_dreg, self.gradient_samples = use_dreg, gradient_samples
 
-    def remember(self, memory: Tensor, ahead: bool = False) -> Memory:
+    def encode_memory(self, memory: Tensor, precompute_features: bool = False) -> Memory:
         """Embed memories [G, M, H, W] and the dummies once; M may be 0.
 
         With `ahead` their features are computed too, to be picked from many times; without, only those of picked slots
@@ -171,7 +171,7 @@ class VMA(nn.Module):
         rows = torch.arange(len(images), device=memory.device)
         slots = torch.cat([rows[: g * m].view(g, m), rows[g * m :].expand(g, -1)], 1)
         keys = self.address_encoder(images)[0].to(memory.dtype)[slots]
-        return Memory(images, slots, keys, self.p_a(keys), self.features(images) if ahead else None)
+        return Memory(images, slots, keys, self.p_a(keys), self.features(images) if precompute_features else None)
 
     def features(self, images: Tensor) -> Features:
         """Features of images [N, H, W], maps prepared for the decoder."""
@@ -181,7 +181,7 @@ class VMA(nn.Module):
     def features_at(self, a: Tensor, m: Memory) -> Features:
         """Features of the picked slots a [K, G, T]: R rows, gathered."""
         features, rows = self._recalled(a, m)
-        return features.at(rows)
+        return features.gather(rows)
 
     def _recalled(self, a: Tensor, m: Memory) -> tuple[Features, Tensor]:
         """Features, and their rows [R] that the picked slots a [K, G, T] are.
@@ -199,23 +199,23 @@ class VMA(nn.Module):
             return self.features(m.images[rows]), torch.arange(len(rows), device=rows.device)
         return self.features(m.images), rows
 
-    def recognise(self, x: Tensor, m: Memory) -> Recognition:
+    def encode_targets(self, x: Tensor, m: Memory) -> EncodedTargets:
         """Encode the targets x [G, T, H, W] and address the memory with them."""
         g, t = x.shape[:2]
         query, _ = self.address_encoder(x.flatten(0, 1))
         features, _ = self.encoder(x.flatten(0, 1))
         q_a = self.q_a(query.to(x.dtype).view(g, t, -1), m.keys)
-        return Recognition(q_a, features.to(x.dtype).view(g, t, -1))
+        return EncodedTargets(q_a, features.to(x.dtype).view(g, t, -1))
 
-    def importance_samples(self, x: Tensor, m: Memory, r: Recognition, noise: Noise, k: int) -> Samples:
+    def importance_samples(self, x: Tensor, m: Memory, r: EncodedTargets, noise: Noise, k: int) -> Samples:
         """K samples of (a, z) for each target x [G, T, H, W]."""
-        a = pick(r.q_a, noise.uniform(k, *x.shape[:2]))  # [K, G, T]
+        a = sample_categorical(r.q_a, noise.uniform(k, *x.shape[:2]))  # [K, G, T]
         return self.samples_at(a, x, m, r, noise)
 
-    def samples_at(self, a: Tensor, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> Samples:
+    def samples_at(self, a: Tensor, x: Tensor, m: Memory, r: EncodedTargets, noise: Noise) -> Samples:
         """Samples of z given addresses a [K, G, T], and every term of log w."""
         features, rows = self._recalled(a, m)
-        return self._samples(a, rows, features, x, m, r, partial(draw, noise=noise))
+        return self._samples(a, rows, features, x, m, r, partial(sample_normal, noise=noise))
 
     def _samples(
         self,
@@ -224,7 +224,7 @@ class VMA(nn.Module):
         features: Features,
         x: Tensor,
         m: Memory,
-        r: Recognition,
+        r: EncodedTargets,
         z_of: Callable[[Independent], Tensor],
     ) -> Samples:
         """Samples at addresses a [K, G, T], which are `rows` [R] of the features, with z = `z_of`(q(z|x,m_a))."""
@@ -237,7 +237,7 @@ class VMA(nn.Module):
             log_p_x=self._log_likelihood(x, z, features, rows),
             log_p_z=p_z.log_prob(z),
             log_p_a=m.p_a.log_prob(a),
-            log_q_z=(detached(q_z) if self.doubly else q_z).log_prob(z),
+            log_q_z=(detached(q_z) if self.use_dreg else q_z).log_prob(z),
             log_q_a=r.q_a.log_prob(a),
         )
 
@@ -249,7 +249,7 @@ class VMA(nn.Module):
         """
 
         def decoded(z: Tensor, rows: Tensor) -> Tensor:
-            return self.p_x(z, features.at(rows)).log_prob(x)
+            return self.p_x(z, features.gather(rows)).log_prob(x)
 
         size = max(1, DECODES_AT_ONCE // math.prod(z.shape[1:3]))  # of the K samples
         if len(z) <= size:
@@ -259,37 +259,37 @@ class VMA(nn.Module):
 
     def log_weights(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Tensor:
         """log w [K, G, T] in nats of K samples for targets x [G, T, H, W] given memories [G, M, H, W]."""
-        m = self.remember(memory)
-        return self.importance_samples(x, m, self.recognise(x, m), noise, k).log_w
+        m = self.encode_memory(memory)
+        return self.importance_samples(x, m, self.encode_targets(x, m), noise, k).log_w
 
     def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the mean bound, a scalar to descend, and detached metrics [G, T] in nats or as a fraction."""
-        m = self.remember(episodes.memory)
-        r = self.recognise(episodes.x, m)
+        m = self.encode_memory(episodes.memory)
+        r = self.encode_targets(episodes.x, m)
         bound, metrics = getattr(self, f"_{self.objective}")(episodes.x, m, r, noise)
         metrics |= {"bound": bound, "kl_a": kl_a(m, r), "address_accuracy": address_accuracy(r, episodes)}
         return -bound.mean(), {name: value.detach() for name, value in metrics.items()}
 
-    def _vimco(self, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        a = pick(r.q_a, noise.uniform(self.importance_num, *x.shape[:2]))  # [K, G, T]
-        s, log_w = self._weighed(a, x, m, r, noise, lambda s: s.log_w)
+    def _vimco(self, x: Tensor, m: Memory, r: EncodedTargets, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        a = sample_categorical(r.q_a, noise.uniform(self.importance_num, *x.shape[:2]))  # [K, G, T]
+        s, log_w = self._log_weights_for_backward(a, x, m, r, noise, lambda s: s.log_w)
         bound = objectives.vimco(log_w, r.q_a.log_prob(a))
         return bound, {"kl_z": s.kl_z.mean(0), "reconstruction": s.log_p_x.mean(0)}
 
-    def _marginal(self, x: Tensor, m: Memory, r: Recognition, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+    def _marginal(self, x: Tensor, m: Memory, r: EncodedTargets, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         a = all_addresses(x, m, self.importance_num)
-        s, log_w = self._weighed(a, x, m, r, noise, lambda s: s.log_joint_over_q_z)
+        s, log_w = self._log_weights_for_backward(a, x, m, r, noise, lambda s: s.log_joint_over_q_z)
         q_a = s.log_q_a.exp() / self.importance_num  # [K S, G, T] weights of q(a|M,x), the same for each k
         log_w = log_w.unflatten(0, (self.importance_num, -1))  # [K, S, G, T]
         bound = objectives.marginal(log_w, r.q_a.logits.permute(2, 0, 1))
         return bound, {"kl_z": (q_a * s.kl_z).sum(0), "reconstruction": (q_a * s.log_p_x).sum(0)}
 
-    def _weighed(
+    def _log_weights_for_backward(
         self,
         a: Tensor,
         x: Tensor,
         m: Memory,
-        r: Recognition,
+        r: EncodedTargets,
         noise: Noise,
         log_w_of: Callable[[Samples], Tensor],
     ) -> tuple[Samples, Tensor]:
@@ -300,44 +300,44 @@ class VMA(nn.Module):
         log-weights, whose shares w~_k sum to one, its gradient is the bound's.
         """
         features, rows = self._recalled(a, m)
-        again = self.backward == "one" and torch.is_grad_enabled()
+        again = self.gradient_samples == 1 and torch.is_grad_enabled()
         with torch.no_grad() if again else contextlib.nullcontext():
-            s = self._samples(a, rows, features, x, m, r, partial(draw, noise=noise))
+            s = self._samples(a, rows, features, x, m, r, partial(sample_normal, noise=noise))
             log_w = log_w_of(s)
         shares = log_w.detach().softmax(0)
         if not again:
-            if self.doubly:
-                reparameterise_doubly(s.z, shares)
+            if self.use_dreg:
+                apply_dreg(s.z, shares)
             return s, log_w
-        k = pick(Categorical(probs=shares.movedim(0, -1)), noise.uniform(1, *x.shape[:2]))  # [1, G, T]
+        k = sample_categorical(Categorical(probs=shares.movedim(0, -1)), noise.uniform(1, *x.shape[:2]))  # [1, G, T]
         z, rows = s.z.take_along_dim(k.unsqueeze(-1), 0), rows.view_as(a).gather(0, k).flatten()
-        one = self._samples(a.gather(0, k), rows, features, x, m, r, partial(redraw, z=z))
-        if self.doubly:
-            reparameterise_doubly(one.z, shares.gather(0, k))
+        one = self._samples(a.gather(0, k), rows, features, x, m, r, partial(reattach_sample, z=z))
+        if self.use_dreg:
+            apply_dreg(one.z, shares.gather(0, k))
         log_w_k = log_w_of(one)
         return s, log_w + (log_w_k - log_w_k.detach())
 
-    def every_address(self, x: Tensor, m: Memory, r: Recognition, noise: Noise, k: int) -> Samples:
+    def every_address(self, x: Tensor, m: Memory, r: EncodedTargets, noise: Noise, k: int) -> Samples:
         """K samples of z for every address: Samples [K S, G, T], the address running fastest."""
         return self.samples_at(all_addresses(x, m, k), x, m, r, noise)
 
     @torch.no_grad()
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, Tensor]:
         """n samples of p(x|M) for each memory [G, M, H, W]: image means [n, G, H, W] and addresses [n, G]."""
-        m = self.remember(memory)
-        a = pick(m.p_a, noise.uniform(n, len(memory), 1))  # [n, G, 1]
+        m = self.encode_memory(memory)
+        a = sample_categorical(m.p_a, noise.uniform(n, len(memory), 1))  # [n, G, 1]
         m_a = self.features_at(a, m)
-        z = draw(self.p_z(m_a.vector.view(*a.shape, -1)), noise)
+        z = sample_normal(self.p_z(m_a.vector.view(*a.shape, -1)), noise)
         return self.p_x(z, m_a).mean.squeeze(2), a.squeeze(2)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, memory: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Image means [G, T, H, W] of p(x|z,m_a) and the addresses [G, T], for a ~ q(a|M,x) and z ~ q(z|x,m_a)."""
-        m = self.remember(memory)
-        r = self.recognise(x, m)
-        a = pick(r.q_a, noise.uniform(1, *x.shape[:2]))
+        m = self.encode_memory(memory)
+        r = self.encode_targets(x, m)
+        a = sample_categorical(r.q_a, noise.uniform(1, *x.shape[:2]))
         m_a = self.features_at(a, m)
-        z = draw(self.q_z(r.x, m_a.vector.view(*a.shape, -1)), noise)
+        z = sample_normal(self.q_z(r.x, m_a.vector.view(*a.shape, -1)), noise)
         return self.p_x(z, m_a).mean.squeeze(0), a.squeeze(0)
 
 
@@ -352,7 +352,7 @@ def all_addresses(x: Tensor, m: Memory, k: int) -> Tensor:
     return every.view(-1, 1, 1).expand(-1, *x.shape[:2])
 
 
-def reparameterise_doubly(z: Tensor, shares: Tensor) -> None:
+def apply_dreg(z: Tensor, shares: Tensor) -> None:
     """Weigh the gradient that reaches each z by its normalised importance weight.
 
     The pathwise gradient of an importance-weighted bound for the parameters of q is sum_k w~_k^2 dlog w_k/dz dz/dphi in
@@ -367,12 +367,12 @@ def reparameterise_doubly(z: Tensor, shares: Tensor) -> None:
         z.register_hook(lambda gradient: gradient * shares.unsqueeze(-1))
 
 
-def kl_a(m: Memory, r: Recognition) -> Tensor:
+def kl_a(m: Memory, r: EncodedTargets) -> Tensor:
     """KL(q(a|M,x) || p(a|M)) in closed form, [G, T], nats."""
     return kl_divergence(r.q_a, m.p_a)
 
 
-def address_accuracy(r: Recognition, episodes: EpisodeBatch) -> Tensor:
+def address_accuracy(r: EncodedTargets, episodes: EpisodeBatch) -> Tensor:
     """Mass of q(a|M,x) on images of the target's class, [G, T]; the dummies are of no class."""
     same = episodes.x_class.unsqueeze(2) == episodes.memory_class.unsqueeze(1)  # [G, T, M]
     return (r.q_a.probs[..., : same.shape[2]] * same).sum(-1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
-from files import write_atomically
+from runtime.files import write_atomically
 
 Row = Mapping[str, float | int]
 

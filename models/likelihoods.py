@@ -14,10 +14,10 @@ class DiagonalNormal(nn.Module):
 
     def __init__(self, features: int, latent: int) -> None:
         super().__init__()
-        self.parameters_of = nn.Linear(features, 2 * latent)
+        self.loc_and_scale = nn.Linear(features, 2 * latent)
 
     def forward(self, features: Tensor) -> Independent:
-        loc, scale = self.parameters_of(features).to(features.dtype).chunk(2, -1)  # [..., Z] each
+        loc, scale = self.loc_and_scale(features).to(features.dtype).chunk(2, -1)  # [..., Z] each
         return Independent(Normal(loc, F.softplus(scale)), 1)
 
 

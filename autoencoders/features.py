@@ -15,12 +15,12 @@ class Features:
     vector: Tensor
     maps: tuple[Tensor, ...]
 
-    def at(self, rows: Tensor) -> "Features":
+    def gather(self, rows: Tensor) -> "Features":
         """The features of `rows` [R] of the N images, gathered."""
-        return Features(self.vector.index_select(0, rows), tuple(pick_maps(m, rows) for m in self.maps))
+        return Features(self.vector.index_select(0, rows), tuple(gather_maps(m, rows) for m in self.maps))
 
 
-def pick_maps(maps: Tensor, rows: Tensor) -> Tensor:
+def gather_maps(maps: Tensor, rows: Tensor) -> Tensor:
     """Rows of `maps` [N, C, h, w] -> [R, C, h, w], channels last in memory, as convolutions like it best."""
     n, c, h, w = maps.shape
     flat = maps.permute(0, 2, 3, 1).reshape(n, h * w * c)

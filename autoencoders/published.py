@@ -59,7 +59,7 @@ class SkipConv(nn.ConvTranspose2d):
         super().__init__(state + skip, outputs, 3, padding=1)
         self.state = state
 
-    def on_skip(self, skip: Tensor) -> Tensor:
+    def project_skip(self, skip: Tensor) -> Tensor:
         return F.conv_transpose2d(skip, self.weight[self.state :], self.bias, padding=1)
 
     def forward(self, state: Tensor, skip_part: Tensor) -> Tensor:  # type: ignore[override]
@@ -89,13 +89,13 @@ class Decoder(nn.Module):
             nn.ConvTranspose2d(fine, 1, side - full + 1),
         )
 
-    def skip_parts(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def precompute_skips(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the decoder needs of an encoded memory image: ([N, fine, n1, n1], [N, coarse, n2, n2])."""
         fine, coarse = maps
-        return self.with_fine.on_skip(fine), self.with_coarse.on_skip(coarse)
+        return self.with_fine.project_skip(fine), self.with_coarse.project_skip(coarse)
 
-    def forward(self, code: Tensor, skip_parts: Sequence[Tensor]) -> Tensor:
-        fine, coarse = skip_parts
+    def forward(self, code: Tensor, precompute_skips: Sequence[Tensor]) -> Tensor:
+        fine, coarse = precompute_skips
         h = self.to_coarse(self.expand(code))  # [N, coarse, n2, n2]
         h = self.to_fine(self.with_coarse(h, coarse).relu_())  # [N, coarse, n1, n1]
         h = self.with_fine(h, fine).relu_()  # [N, fine, n1, n1]

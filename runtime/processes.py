@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import PeerFailedError, PeerLostError, status_of
-from randomness import Slice
+from runtime.errors import PeerFailedError, PeerLostError, status_of
+from runtime.randomness import Shard
 
 T = TypeVar("T")
 
@@ -32,9 +32,9 @@ class Processes:
     local_rank: int = 0
 
     @property
-    def part(self) -> Slice:
+    def shard(self) -> Shard:
         """The slice of the global batch that belongs to this process."""
-        return Slice(self.rank, self.world)
+        return Shard(self.rank, self.world)
 
     @property
     def main(self) -> bool:
@@ -66,7 +66,7 @@ class Processes:
                 ) from None
             raise
 
-    def on_main(self, action: Callable[[], T]) -> T:
+    def broadcast_from_main(self, action: Callable[[], T]) -> T:
         """Process 0 acts; all get what it returns.
 
         Raises:
@@ -93,7 +93,7 @@ class Processes:
             dist.broadcast_object_list([(True, result)])
         return result
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The values of all processes, in order, in each of them."""
         if self.world == 1:
             return [value]
@@ -102,7 +102,7 @@ class Processes:
             dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
-    def largest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of a small whole number over all processes, in each of them."""
         if self.world == 1:
             return value
@@ -111,7 +111,7 @@ class Processes:
             dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number)
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sums over all processes of `values` on the CPU, in each of them."""
         if self.world > 1:
             with self.watched():
