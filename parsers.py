@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,11 @@ from torch.optim import lr_scheduler
 import autoencoders.published
 from config import Config, DataConfig, MixtureConfig, SchedulerSpec, TrainDataConfig, TrainSpec
 from config.constraints import episode_spec
-from data import glyphs, mnist, omniglot
 from data.augment import Augment, Warp
 from data.composition import EpisodeSpec
 from data.episodes import Augmented, EpisodeLoader, GridEpisodes, MixedLoader, spread_targets
 from data.images import ClassImages, hold_out, resample
+from data.registry import DATA_SETS
 from models.likelihoods import LIKELIHOODS
 from models.vma.likelihood import ImageLikelihood
 from models.vma.model import VMA
@@ -29,11 +28,6 @@ from runtime.randomness import Shard, seed_of
 _log = logging.getLogger(__name__)
 
 AUTOENCODERS = {"omniglot": autoencoders.published}
-SOURCES: dict[str, Callable[[DataConfig, str], ClassImages]] = {
-    "omniglot": lambda data, subset: omniglot.load(data.root or "", subset, data.split),  # type: ignore[arg-type]
-    "mnist": lambda data, subset: mnist.load(data.root or "", subset),  # type: ignore[arg-type]
-    "glyphs": lambda data, subset: glyphs.load(subset, classes=data.classes),  # type: ignore[arg-type]
-}
 
 
 def devices_of(gpus: tuple[int, ...] | str, argument: str | None = None) -> list[torch.device]:
@@ -93,7 +87,7 @@ def test_images(config: Config, device: torch.device) -> ClassImages:
 
 def _drawings(data: DataConfig, subset: str) -> ClassImages:
     """The images at full size."""
-    return SOURCES[data.kind](data, subset)
+    return DATA_SETS[data.kind].load(data, subset)
 
 
 def _resampled(data: DataConfig, drawings: ClassImages) -> ClassImages:

@@ -5,21 +5,14 @@ The sections come as they were read, each right by itself.  Nothing of `config` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from data.composition import EpisodeSpec
+from data.registry import DATA_SETS, Counts, kinds_that_read
 
 if TYPE_CHECKING:
     from config import DataConfig, MixtureConfig, ModelConfig, TestDataConfig, TestSpec, TrainDataConfig, TrainSpec
-
-_BACKGROUND_CLASSES = {"official": 964, "45-5": 1479}
-_EVALUATION_CLASSES = {"official": 659, "45-5": 144}
-_DIGITS = 10
-_TEST_DIGITS = 10_000  # images
-_TEST_GLYPHS = 60  # classes
-_SMALLEST_CLASS = {"omniglot": 20, "glyphs": 20, "mnist": 5421}  # images, in training
-_SMALLEST_TEST_CLASS = {"omniglot": 20, "glyphs": 20, "mnist": 892}
 
 Problem: TypeAlias = tuple[str, str]  # dotted path, what is wrong and what would work
 
@@ -37,17 +30,17 @@ def _train_memory(data: TrainDataConfig) -> Iterator[Problem]:
 
 def _mixture(data: TrainDataConfig) -> Iterator[Problem]:
     """Every further composition must fit the classes and the batch as the first one does."""
-    classes, smallest = _trained_on(data), _SMALLEST_CLASS[data.kind]
+    there = _trained_on(data)
     for number, one in enumerate(data.mixture):
-        for key, text in episode_spec(one).problems(classes, smallest, data.batch_size, fixed=("batch_size",)):
+        for key, text in _problems(episode_spec(one), there, data.batch_size, fixed=("batch_size",)):
             yield f"train_data.mixture[{number}].{key}", text
 
 
 def _validation_memory(train: TrainDataConfig, val: DataConfig) -> Iterator[Problem]:
     """Validation draws its memories from the held-out classes; without any there is no validation."""
-    unlimited = _training_classes(train)
-    yield from _composition("val_data", val, unlimited)
-    if train.kind == "mnist" or not train.held_out_classes or any(_composition("val_data", val, unlimited)):
+    there = counts(train, "train")
+    yield from _composition("val_data", val, there)
+    if DATA_SETS[train.kind].same_classes or not train.held_out_classes or any(_composition("val_data", val, there)):
         return
     if (needed := episode_spec(val).most_classes) > train.held_out_classes:
         yield (
@@ -58,23 +51,24 @@ def _validation_memory(train: TrainDataConfig, val: DataConfig) -> Iterator[Prob
 
 
 def _held_out(data: TrainDataConfig) -> Iterator[Problem]:
-    path, held, classes = "train_data.held_out_classes", data.held_out_classes, _training_classes(data)
-    if data.kind == "mnist" and held:
-        yield path, f"{held} classes cannot be held out where kind mnist has {_DIGITS}, all of them tested; use 0"
-    elif held >= classes:
-        yield path, f"{held} leaves nothing to train on, kind {data.kind} has {classes} classes; use fewer"
+    path, held, there = "train_data.held_out_classes", data.held_out_classes, counts(data, "train")
+    if DATA_SETS[data.kind].same_classes and held:
+        yield path, f"{held} classes cannot be held out where all classes of kind {data.kind} are tested; use 0"
+    elif there and held >= there.classes:
+        yield path, f"{held} leaves nothing to train on, kind {data.kind} has {there.classes} classes; use fewer"
 
 
-def _training_classes(data: DataConfig) -> int:
-    if data.kind == "omniglot":
-        return _BACKGROUND_CLASSES[data.split]
-    return _DIGITS if data.kind == "mnist" else data.classes
+def counts(data: DataConfig, subset: str) -> Counts | None:
+    """How much there is to draw from, where it is known before the images are read."""
+    return DATA_SETS[data.kind].counts(data, subset)
 
 
-def _trained_on(data: TrainDataConfig) -> int:
-    """The classes that are not held out; all of them where `_held_out` finds fault with that number."""
-    classes = _training_classes(data)
-    return classes - (data.held_out_classes if data.held_out_classes < classes else 0)
+def _trained_on(data: TrainDataConfig) -> Counts | None:
+    """Without the classes that are held out; with them where `_held_out` finds fault with their number."""
+    there = counts(data, "train")
+    if there and data.held_out_classes < there.classes:
+        return there._replace(classes=there.classes - data.held_out_classes)
+    return there
 
 
 def episode_spec(data: DataConfig | MixtureConfig) -> EpisodeSpec:
@@ -88,23 +82,34 @@ def episode_spec(data: DataConfig | MixtureConfig) -> EpisodeSpec:
     )
 
 
-def _composition(section: str, data: DataConfig, classes: int) -> Iterator[Problem]:
-    """What keeps memories from being composed of so many classes."""
-    for key, text in episode_spec(data).problems(classes, _SMALLEST_CLASS[data.kind], data.batch_size):
+def _composition(section: str, data: DataConfig, there: Counts | None) -> Iterator[Problem]:
+    """What keeps memories from being composed of what is there."""
+    for key, text in _problems(episode_spec(data), there, data.batch_size):
         yield f"{section}.{key}", text
+
+
+def _problems(
+    spec: EpisodeSpec, there: Counts | None, batch_size: int, fixed: Collection[str] = ()
+) -> Iterator[Problem]:
+    """Where only reading the images tells how many there are, they are taken to be enough; the episodes check again."""
+    classes, smallest = (there.classes, there.smallest) if there else (_ENOUGH, _ENOUGH)
+    return spec.problems(classes, smallest, batch_size, fixed)
+
+
+_ENOUGH = 10**18  # more than any number in a configuration
 
 
 def _test_grid(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
     """Every cell draws by max_batch_cls with exact: false, so one class may have to fill a memory."""
-    if spec.subset != "test":
+    there = counts(data, "test")
+    if spec.subset != "test" or there is None:
         return  # episodes check themselves
-    path, most = "test_spec.test_params", _SMALLEST_TEST_CLASS[data.kind] - 1
+    path, most = "test_spec.test_params", there.smallest - 1
     if large := [m for m in spec.test_params.timesteps if m > most]:
         text = f"{large[0]} is more than {most}, the images of a class of test_data less the target; use up to {most}"
         yield f"{path}.timesteps", text
-    classes = {"omniglot": _EVALUATION_CLASSES[data.split], "mnist": _DIGITS, "glyphs": _TEST_GLYPHS}[data.kind]
-    if many := [c for c in spec.test_params.max_batch_cls if c > classes]:
-        text = f"{many[0]} is more than {classes}, the classes of test_data; use up to {classes}"
+    if many := [c for c in spec.test_params.max_batch_cls if c > there.classes]:
+        text = f"{many[0]} is more than {there.classes}, the classes of test_data; use up to {there.classes}"
         yield f"{path}.max_batch_cls", text
 
 
@@ -114,7 +119,7 @@ def _same_images(train: TrainDataConfig, val: DataConfig, test: TestDataConfig) 
             here, there = getattr(other, field), getattr(train, field)
             if here != there:
                 yield f"{name}.{field}", f"{here} differs from train_data.{field} {there}; use the same for both"
-    if train.kind == val.kind == "glyphs" and val.classes != train.classes:
+    if train.kind == val.kind and "classes" in DATA_SETS[train.kind].reads and val.classes != train.classes:
         text = f"{val.classes} differs from train_data.classes {train.classes}, part of which they are; use the same"
         yield "val_data.classes", text
 
@@ -123,12 +128,14 @@ def _source(section: str) -> Callable[[DataConfig], Iterator[Problem]]:
     """The check of the keys of one data section that only some kinds of images have."""
 
     def check(data: DataConfig) -> Iterator[Problem]:
-        if data.kind != "glyphs" and data.root is None:
+        reads = DATA_SETS[data.kind].reads
+        if "root" in reads and data.root is None:
             yield f"{section}.root", f"missing; kind {data.kind} needs the folder where the data is or may be put"
-        if data.kind != "omniglot" and data.split != "official":
-            yield f"{section}.split", f"{data.split} is for kind omniglot, this is kind {data.kind}; use official"
-        if data.kind != "glyphs" and data.classes != type(data).model_fields["classes"].default:
-            yield f"{section}.classes", f"{data.classes} is for kind glyphs, this is kind {data.kind}; leave it out"
+        for key in ("split", "classes"):
+            value, default = getattr(data, key), type(data).model_fields[key].default
+            if key not in reads and value != default:
+                text = f"{value} is for kind {kinds_that_read(key)}, this is kind {data.kind}; use {default}"
+                yield f"{section}.{key}", f"{text} or leave it out"
 
     return check
 
@@ -168,9 +175,9 @@ def _metric_samples(spec: TestSpec) -> Iterator[Problem]:
 
 
 def _test_size(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
-    images = {"omniglot": 20 * _EVALUATION_CLASSES[data.split], "mnist": _TEST_DIGITS, "glyphs": 20 * _TEST_GLYPHS}
-    if spec.targets and spec.subset == "test" and spec.targets > images[data.kind]:
-        yield "test_spec.targets", f"{spec.targets} is more than the {images[data.kind]} images of test_data; use null"
+    there = counts(data, "test")
+    if spec.targets and spec.subset == "test" and there and spec.targets > there.images:
+        yield "test_spec.targets", f"{spec.targets} is more than the {there.images} images of test_data; use null"
 
 
 def _files(train: TrainSpec, test: TestSpec) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from config import strict_yaml
 from config.constraints import Problem, contradictions
+from data.registry import DATA_SETS
 from runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -152,6 +153,12 @@ def _optimizer(value: object) -> str:
     return names[value.lower()]
 
 
+def _data_kind(value: object) -> str:
+    if not isinstance(value, str) or value not in DATA_SETS:
+        raise ValueError(f"expected one of {', '.join(DATA_SETS)}")
+    return value
+
+
 def _metric(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"elbo(@[1-9][0-9]{0,8})?", value.lower()):
         raise ValueError("expected elbo, or elbo@N with N equal to importance_num")
@@ -179,6 +186,7 @@ Gpus: TypeAlias = Annotated[tuple[int, ...] | Literal["auto"], PlainValidator(_g
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 Side: TypeAlias = Annotated[int, BeforeValidator(_side), Field(ge=20, le=64)]
 Optimizer: TypeAlias = Annotated[str, PlainValidator(_optimizer)]
+DataKind: TypeAlias = Annotated[str, PlainValidator(_data_kind)]
 Metric: TypeAlias = Annotated[str, PlainValidator(_metric)]
 Argument: TypeAlias = Annotated[Any, PlainValidator(_argument)]
 PositiveList: TypeAlias = Annotated[tuple[Positive, ...], BeforeValidator(_expand), Field(min_length=1)]
@@ -210,7 +218,7 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """Images, and the memories that are composed of them."""
 
-    kind: Literal["omniglot", "mnist", "glyphs"]
+    kind: DataKind
     root: Text | None = None
     batch_size: Positive  # targets
     timesteps: Natural  # images in a memory
@@ -250,14 +258,15 @@ class TrainDataConfig(DataConfig):
     """The images of training; those of validation are taken from them, class by class."""
 
     targets_per_memory: Positive = 1
-    held_out_classes: Natural = 48  # mnist: 0, since all of its classes are tested
+    held_out_classes: Natural = 48  # 0 for kinds whose test has the classes of the training, such as mnist
     augment: AugmentConfig | None = None
     mixture: Annotated[tuple[MixtureConfig, ...], BeforeValidator(_tuple)] = ()
 
     @model_validator(mode="before")
     @classmethod
-    def _none_of_mnist(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("kind") == "mnist":
+    def _none_of_tested_classes(cls, values: Any) -> Any:
+        kind = values.get("kind") if isinstance(values, dict) else None
+        if isinstance(kind, str) and kind in DATA_SETS and DATA_SETS[kind].same_classes:
             return {"held_out_classes": 0, **values}
         return values
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 import config as configuration
-import parsers
 import run
 from config import Config
 from data import glyphs
@@ -82,7 +81,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
 def main(folder: Path, *more: str) -> int:
     """The exit status of the program, run in this process."""
     with as_it_was():
-        parsers.glyphs.load = _glyphs
+        glyphs.load = _glyphs
         return run.main(arguments(folder, *more))
 
 
@@ -90,12 +89,12 @@ def main(folder: Path, *more: str) -> int:
 def as_it_was() -> Iterator[None]:
     """What the program changes in its process is put back: signal handlers, validation of distributions, TF32."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    validates, load = Distribution._validate_args, parsers.glyphs.load
+    validates, load = Distribution._validate_args, glyphs.load
     tf32 = torch.backends.cudnn.allow_tf32
     try:
         yield
     finally:
-        parsers.glyphs.load = load
+        glyphs.load = load
         Distribution.set_default_validate_args(validates)
         torch.backends.cudnn.allow_tf32 = tf32
         for number, handler in handlers.items():

@@ -21,7 +21,7 @@ import parsers
 from benchmarks import figure, floor, growth, hardware, naive, program, report, speed, subjects, throughput
 from benchmarks.measure import BenchmarkError, Series, Timer, in_turn
 from benchmarks.subjects import Benchmark
-from data import omniglot
+from data import glyphs, omniglot
 from models.vma.model import VMA
 from runtime.errors import DataError, UserError
 
@@ -31,7 +31,7 @@ NAIVE_OUTPUT = "train_targets_per_s 12.25\neval_targets_per_s memory=1 0.278\nev
 @pytest.fixture(autouse=True)
 def _undisturbed() -> Iterator[None]:
     with as_it_was():
-        parsers.glyphs.load = _glyphs
+        glyphs.load = _glyphs
         yield
 
 

@@ -363,7 +363,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("train_spec.scheduler={kind: StepLR, a: {b: 1}}", "train_spec.scheduler.a: value"),
         ("train_spec.scheduler={kind: StepLR, 'a b': 1}", "train_spec.scheduler: value"),
         ("train_spec.scheduler=StepLR", "train_spec.scheduler: expected a section with keys, found 'StepLR'"),
-        ("train_data.kind=omniglott", "train_data.kind: value 'omniglott': expected 'omniglot', 'mnist' or 'glyphs'"),
+        ("train_data.kind=omniglott", "train_data.kind: value 'omniglott': expected one of omniglot, mnist, glyphs"),
         ("train_data.resize=19", "train_data.resize: value 19: expected greater than or equal to 20"),
         ("train_data.resize=65", "train_data.resize: value 65: expected less than or equal to 64"),
         ("train_data.resize=[26, 28]", "train_data.resize: value [26, 28]: expected one number or two equal ones"),
