@@ -26,7 +26,7 @@ from models.vma.model import VMA
 from reports import pictures, tables
 from runtime import checkpoints, processes
 from runtime.errors import DataError, PeerFailedError, PeerLostError, UserError, reason
-from runtime.files import write_atomically
+from runtime.files import exclusive_lock, write_atomically
 from runtime.metric_logger import MetricLogger
 from runtime.randomness import StepNoise
 from runtime.signals import Stopped, StoppedAtOnce, StopRequest
@@ -53,7 +53,7 @@ class Run:
 
         With `auto` a training takes as many of the GPUs as its batch divides among.
         """
-        if processes.placed():
+        if processes.started_by_launcher():
             return 1
         found = len(parsers.devices_of(self._gpus(train), self._device))
         if not train or (self._device or self._gpus(train)) != "auto":
@@ -72,7 +72,7 @@ class Run:
                 f"process {self.processes.local_rank} of this machine has no GPU of its own, there are {len(gpus)}; "
                 f"use torchrun --nproc-per-node {len(gpus)}, or --device cpu"
             )
-        with self.processes.joined(device):
+        with self.processes.process_group(device):
             yield
 
     def _gpus(self, train: bool) -> tuple[int, ...] | str:
@@ -401,12 +401,12 @@ class Run:
 
 def _held_by_training(path: Path) -> contextlib.AbstractContextManager[None]:
     of_run = (state_path(path), evidence_path(path), path.with_suffix(".resolved.yaml"))
-    return checkpoints.exclusive_lock(path, "training", "train_spec.checkpoint_path", of_run)
+    return exclusive_lock(path, "training", "train_spec.checkpoint_path", of_run)
 
 
 def _held_by_test(path: Path) -> contextlib.AbstractContextManager[None]:
     of_table = [path.with_suffix(suffix) for suffix in (".md", ".png", ".npz", ".resolved.yaml")]
-    return checkpoints.exclusive_lock(path, "test", "test_spec.output_file", of_table)
+    return exclusive_lock(path, "test", "test_spec.output_file", of_table)
 
 
 def _state_in(path: Path) -> dict[str, Any]:
@@ -490,7 +490,7 @@ def _image_logger(
         for part, loader in loaders.items():
             if loader is not None:
                 noise = StepNoise(device, "picture", part)
-                logger.picture(
+                logger.log_image(
                     f"{part}/memory_target_reconstruction_samples",
                     step,
                     pictures.episode_grid(model, loader.at(0), noise),

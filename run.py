@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from runtime import launch
+from runtime import launcher
 from runtime.errors import PeerFailedError, PeerLostError, UserError, status_of
 from runtime.signals import Stopped, StopRequest
 
@@ -67,16 +67,16 @@ def main(arguments: list[str] | None = None) -> int:
         p.error("--checkpoint is for --test, --sample and --export; to train from weights, set train_spec.init_from")
     if args.export and args.export.suffix != ".safetensors":
         p.error(f"--export {args.export}: the name must end in .safetensors")
-    given = sys.argv[1:] if arguments is None else arguments
+    given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = StopRequest()
     try:
         stop.install()
         status = execute(args, given, stop)
-        stop.over()
+        stop.ignore()
         return status
     except (UserError, Stopped, PeerFailedError, PeerLostError, OSError, ArithmeticError, MemoryError) as error:
-        stop.over()
+        stop.ignore()
         report(error, given)
         if isinstance(error, PeerLostError) and stop.received:  # the other one was faster to end by what both heard
             return 128 + stop.received
@@ -85,18 +85,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report(error: BaseException, given: list[str]) -> None:
     """One sentence on stderr for what ended the program; process 0 of several speaks for all where it can."""
-    plain = [argument for argument in given if argument != "--restart"]
-    again = plain if getattr(error, "begun", False) else given
     first = os.environ.get("RANK", "0") == "0"
     if isinstance(error, Stopped) and first:
-        say(f"stopped by {error}; resume with: python run.py {shlex.join(again)}")
+        say(f"stopped by {error}; resume with: python run.py {shlex.join(given)}")
     elif isinstance(error, UserError | PeerLostError):
         say(str(error))
     elif not isinstance(error, Stopped | PeerFailedError):
         say(f"{type(error).__name__}: {error}")
     if first and (evidence := getattr(error, "evidence", None)):
-        replayed = [argument for argument in plain if argument not in ("--train", "--test", "--sample")]
-        say(f"replay that step alone with: python run.py {shlex.join([*replayed, '--replay', str(evidence)])}")
+        others = [argument for argument in given if argument not in ("--train", "--test", "--sample", "--restart")]
+        say(f"replay that step alone with: python run.py {shlex.join([*others, '--replay', str(evidence)])}")
 
 
 def say(text: str) -> None:
@@ -127,7 +125,7 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     Raises UserError, Stopped, PeerFailedError, PeerLostError, OSError, MemoryError and NonFiniteError, each with a
     message for the user.
     """
-    with stop.leaving(lambda stopped: report(stopped, given)):
+    with stop.exiting(lambda stopped: report(stopped, given)):
         import config as configuration
 
         config = configuration.load(args.config, [*roots(args.root), *args.overrides])
@@ -136,7 +134,7 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
 
     run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)
     if not args.replay and (number := run.processes_to_start(args.train)) > 1:
-        return launch.run(launch.python(given), number)
+        return launcher.run(launcher.python(given), number)
     if args.replay:
         if run.processes.world > 1:
             raise UserError("--replay computes in one process: start it without torchrun")
@@ -146,8 +144,9 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     try:
         with commands.memory_watched(), run.together(args.train):
             act(run, args)
-    except Stopped as stopped:
-        stopped.begun = run.begun
+    except Stopped:
+        if run.begun:
+            given[:] = [argument for argument in given if argument != "--restart"]  # else resuming would start anew
         raise
     return 0
 

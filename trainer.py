@@ -252,8 +252,8 @@ class Trainer:
             NonFiniteError: in the first step, where distributions check what they get.
         """
         number, plan = self.progress.step, self.plan
-        noise = StepNoise(self.device, plan.seed, "train", number, part=self.processes.shard)
-        with self.processes.watched():
+        noise = StepNoise(self.device, plan.seed, "train", number, shard=self.processes.shard)
+        with self.processes.translate_peer_errors():
             batch = self.train.at(number)  # not in bf16: augmentation computes with coordinates of pixels
             with self._autocast():
                 loss, metrics = self.loss(batch, noise) if number else self._first_loss(batch, noise)
@@ -307,7 +307,7 @@ class Trainer:
         self.progress.seconds += seconds
         rate = steps * self.train.batch_size / max(seconds, 1e-9)
         means |= {"lr": self.optimizer.param_groups[0]["lr"], "targets_per_s": rate, "seconds": self.progress.seconds}
-        logger.scalars("train", self.progress.step, means)
+        logger.log_scalars("train", self.progress.step, means)
         bar.set_postfix_str(f"loss {means['loss']:.2f}, bound {means['bound']:.2f} nats, {rate:.0f} targets/s")
 
     @torch.no_grad()
@@ -332,7 +332,7 @@ class Trainer:
         if not math.isfinite(values["bound"]):
             found = f"the bound of the validation is {values['bound']}; what was saved before is kept"
             raise NonFiniteError(f"step {self.progress.step}: {found}; {_REMEDY}")
-        logger.scalars("validation", self.progress.step, values)
+        logger.log_scalars("validation", self.progress.step, values)
         if values["bound"] > self.progress.best:
             self.progress.best, self.progress.best_step = values["bound"], self.progress.step
             self.save_weights()

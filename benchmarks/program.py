@@ -134,7 +134,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of the training in the log, as far as they are written."""
     log = folder / "log.jsonl"
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    return [row for line in lines if line.endswith("\n") and (row := json.loads(line))["part"] == "train"]
+    return [row for line in lines if line.endswith("\n") and (row := json.loads(line))["subset"] == "train"]
 
 
 def _last_words(folder: Path) -> str:

@@ -172,11 +172,11 @@ def curves(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
     figure, axes = plt.subplots(1, len(_CURVES), figsize=(15, 4))
     last = max((row["step"] for row in rows), default=0)
     parts = {
-        part: line for part, line in (("train", "-"), ("validation", "o-")) if any(r["part"] == part for r in rows)
+        part: line for part, line in (("train", "-"), ("validation", "o-")) if any(r["subset"] == part for r in rows)
     }
     for axis, (label, quantities) in zip(axes, _CURVES, strict=True):
         for part, line in parts.items():
-            of = [row for row in rows if row["part"] == part and row["step"] >= _BEGINNING * last]
+            of = [row for row in rows if row["subset"] == part and row["step"] >= _BEGINNING * last]
             for number, (name, sign) in enumerate(quantities):
                 has = [row for row in of if name in row]
                 axis.plot(

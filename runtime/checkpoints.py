@@ -6,13 +6,12 @@ with the configuration and a SHA-256 of the weights in its header.
 """
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from runtime.errors import DataError, UserError, reason
-from runtime.files import unfinished, write_atomically
+from runtime.errors import DataError, reason
+from runtime.files import write_atomically
 
 EXPORTED = ".safetensors"
 
@@ -118,25 +117,3 @@ def digest(weights: Mapping[str, Tensor]) -> str:
         sha.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         sha.update(value.numpy().tobytes())
     return sha.hexdigest()
-
-
-@contextmanager
-def exclusive_lock(path: Path, whose: str, key: str, beside: Sequence[Path] = ()) -> Iterator[None]:
-    """Keep others from writing to `path`, the file of a training or test as `whose` says, which `key` names.
-
-    What a process that was killed left half written of it, and of the files `beside`, is removed.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    lock = path.with_name(f".{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}: another {whose} writes to it; wait for it, or choose another {key}") from None
-        for written in (path, *beside):
-            for leftover in unfinished(written):
-                leftover.unlink(missing_ok=True)
-        yield

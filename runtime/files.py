@@ -1,15 +1,20 @@
-"""Writing files so that they survive."""
+"""Writing files so that they survive, by one process at a time."""
 
+import fcntl
 import os
 import re
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from runtime.errors import UserError
 
 
 def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Write `content` to `path` so that at every moment the old or the new file is there, whole.
 
-    With `previous`, the old file is kept under that name, from when the new one is on the disk.
+    With `previous`, the old file stays under that name once the new one is on the disk.
 
     Raises:
         OSError: naming `path`; the old file is untouched.
@@ -33,22 +38,44 @@ def _write(path: Path, content: bytes, previous: Path | None) -> None:
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            _keep(path, previous)
+            _link(path, previous)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def unfinished(path: Path) -> list[Path]:
-    """What processes that were killed left of their writing to `path`."""
+@contextmanager
+def exclusive_lock(path: Path, whose: str, key: str, beside: Sequence[Path] = ()) -> Iterator[None]:
+    """Locks `path`, the file of a training or test as `whose` says, against other processes; `key` names it in YAML.
+
+    What a process that was killed left half written of it, and of the files `beside`, is removed.
+
+    Raises:
+        UserError: another process has locked it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another {whose} writes to it; wait for it, or choose another {key}") from None
+        for written in (path, *beside):
+            for leftover in _temporary_files(written):
+                leftover.unlink(missing_ok=True)
+        yield
+
+
+def _temporary_files(path: Path) -> list[Path]:
+    """What processes that were killed while writing `path` left."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[^.]*\.part")
     return [other for other in path.parent.glob(".*.part") if pattern.fullmatch(other.name)]
 
 
-def _keep(path: Path, previous: Path) -> None:
+def _link(path: Path, previous: Path) -> None:
     """Give the file the name `previous` too; where the file system has no links, instead."""
-    link = path.with_name(f".{path.name}.kept.part")
+    link = path.with_name(f".{path.name}.previous.part")
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)

@@ -1,4 +1,4 @@
-"""Where the course of a training is written: TensorBoard and a JSON-lines file.  Trouble here never ends a training."""
+"""Logs of a training: TensorBoard and a JSON-lines file.  An error here is a warning; the training goes on."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 
 class MetricLogger:
-    """Writes scalars and pictures of a run that goes on after step `start`, or begins anew with None.
+    """Writes scalars and images of a run that resumes after step `start`, or starts anew with None.
 
-    What an interrupted run wrote of later steps is taken back, so that no step is there twice.
+    Rows of later steps, which an interrupted run wrote, are removed, so that no step is there twice.
     """
 
     def __init__(self, log_file: Path | None, tensorboard: Path | None, start: int | None) -> None:
@@ -54,10 +54,10 @@ class MetricLogger:
             _wait_for_a_later_name(tensorboard)
             self._board = SummaryWriter(str(tensorboard), purge_step=0 if start is None else start + 1)
 
-    def scalars(self, part: str, step: int, values: Mapping[str, float]) -> None:
-        """One row: `part` (train, validation) at `step`."""
-        self._attempt(lambda: self._append(json.dumps({"part": part, "step": step, **values})))
-        self._attempt(lambda: self._plot(part, step, values))
+    def log_scalars(self, subset: str, step: int, values: Mapping[str, float]) -> None:
+        """One row: `subset` (train, validation) at `step`."""
+        self._attempt(lambda: self._append(json.dumps({"subset": subset, "step": step, **values})))
+        self._attempt(lambda: self._plot(subset, step, values))
 
     def _append(self, row: str) -> None:
         if self._file is not None:
@@ -69,12 +69,12 @@ class MetricLogger:
             with self._file.open("a") as file:
                 os.fsync(file.fileno())
 
-    def _plot(self, part: str, step: int, values: Mapping[str, float]) -> None:
+    def _plot(self, subset: str, step: int, values: Mapping[str, float]) -> None:
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(f"{part}/{name}", value, step)
+                self._board.add_scalar(f"{subset}/{name}", value, step)
 
-    def picture(self, name: str, step: int, image: np.ndarray) -> None:
+    def log_image(self, name: str, step: int, image: np.ndarray) -> None:
         """An image uint8 [H, W] or [H, W, 3]."""
         if self._board is not None:
             board, layout = self._board, "HW" if image.ndim == 2 else "HWC"

@@ -1,6 +1,6 @@
-"""Several processes that work on one run together, as torchrun or `launch` start them.
+"""Several processes that work on one run together, as torchrun or `launcher` starts them.
 
-Process 0 writes; the others compute their share.  Whether to stop is agreed on, so that none waits for one that left.
+Process 0 writes; the others compute their shard.  Whether to stop is agreed on, so that none waits for one that left.
 Messages between processes go over gloo on the CPU, whatever the gradients take, so that waiting for them can be
 interrupted when a process ends.
 """
@@ -33,7 +33,7 @@ class Processes:
 
     @property
     def shard(self) -> Shard:
-        """The slice of the global batch that belongs to this process."""
+        """The slice of the global batch that this process computes."""
         return Shard(self.rank, self.world)
 
     @property
@@ -42,21 +42,21 @@ class Processes:
         return self.rank == 0
 
     @contextmanager
-    def joined(self, device: torch.device) -> Iterator[None]:
-        """Within, the processes can talk to each other.  Raises PeerLostError when they do not come together."""
+    def process_group(self, device: torch.device) -> Iterator[None]:
+        """Within, the processes can communicate.  Raises PeerLostError where one of them does not appear."""
         if self.world == 1 or dist.is_initialized():
             yield
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        with self.watched():
+        with self.translate_peer_errors():
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         yield
         dist.destroy_process_group()  # not after a failure, where others may never come to it
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """What the loss of another process raises in the middle of communication, as PeerLostError."""
+    def translate_peer_errors(self) -> Iterator[None]:
+        """Raises PeerLostError in place of the RuntimeError of a communication whose other end is gone."""
         try:
             yield
         except RuntimeError as error:
@@ -67,7 +67,7 @@ class Processes:
             raise
 
     def broadcast_from_main(self, action: Callable[[], T]) -> T:
-        """Process 0 acts; all get what it returns.
+        """Process 0 runs `action`; all get what it returns.
 
         Raises:
             PeerFailedError: in the other processes, if it failed in process 0; with the exit status to end with.
@@ -76,7 +76,7 @@ class Processes:
             return action()
         if not self.main:
             message: list[tuple[bool, T | int] | None] = [None]
-            with self.watched():
+            with self.translate_peer_errors():
                 dist.broadcast_object_list(message)
             assert message[0] is not None
             done, result = message[0]
@@ -89,7 +89,7 @@ class Processes:
             with contextlib.suppress(RuntimeError):  # the others have failed too; this one's reason is the one to tell
                 dist.broadcast_object_list([(False, status_of(error))])
             raise
-        with self.watched():
+        with self.translate_peer_errors():
             dist.broadcast_object_list([(True, result)])
         return result
 
@@ -98,7 +98,7 @@ class Processes:
         if self.world == 1:
             return [value]
         values: list[T | None] = [None] * self.world
-        with self.watched():
+        with self.translate_peer_errors():
             dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
@@ -107,14 +107,14 @@ class Processes:
         if self.world == 1:
             return value
         number = torch.tensor(value)
-        with self.watched():
+        with self.translate_peer_errors():
             dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sums over all processes of `values` on the CPU, in each of them."""
         if self.world > 1:
-            with self.watched():
+            with self.translate_peer_errors():
                 dist.all_reduce(values)
         return values
 
@@ -122,22 +122,19 @@ class Processes:
         """`module`, the gradients of whose parameters become the means over all processes."""
         if self.world == 1:
             return module
-        with self.watched():
+        with self.translate_peer_errors():
             return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
 
 def from_environment() -> Processes:
     """As torchrun says it in RANK, WORLD_SIZE and LOCAL_RANK; one process where it does not."""
-    rank, world, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
-    return Processes(rank, world, local)
+    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    return Processes(rank, int(os.environ.get("WORLD_SIZE", "1")), local_rank)
 
 
-def placed() -> bool:
-    """Whether someone has given this process its place, be it the only one."""
+def started_by_launcher() -> bool:
+    """Whether torchrun or `launcher` started this process, be it the only one."""
     return "WORLD_SIZE" in os.environ
-
-
-_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 def _is_about_communication(error: RuntimeError) -> bool:

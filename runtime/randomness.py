@@ -25,7 +25,7 @@ def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of a global batch that belongs to one process."""
+    """Which slice of a global batch one process computes."""
 
     rank: int = 0
     world: int = 1
@@ -38,22 +38,22 @@ class Shard:
 class StepNoise:
     """Noise of one training or validation step, a function of its key and of the place in the global batch."""
 
-    def __init__(self, device: torch.device | str, *key: int | str, part: Shard = Shard()) -> None:
+    def __init__(self, device: torch.device | str, *key: int | str, shard: Shard = Shard()) -> None:
         self._generator = generator(device, *key)
-        self._part = part
+        self._shard = shard
 
     def uniform(self, *shape: int) -> Tensor:
         """Numbers in [0, 1) of the local shape [K, G, ...]; successive calls give fresh ones."""
         whole = torch.rand(self._whole(shape), generator=self._generator, device=self._generator.device)
-        return self._part.of(whole, 1)
+        return self._shard.of(whole, 1)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers of the local shape [K, G, ...]; successive calls give fresh ones."""
         whole = torch.randn(self._whole(shape), generator=self._generator, device=self._generator.device)
-        return self._part.of(whole, 1)
+        return self._shard.of(whole, 1)
 
     def _whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (shape[0], shape[1] * self._part.world, *shape[2:])
+        return (shape[0], shape[1] * self._shard.world, *shape[2:])
 
 
 class TargetNoise:

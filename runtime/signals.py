@@ -9,15 +9,11 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """A signal asked the program to stop.
-
-    `status` is the exit status of a process that ends by it; `begun` says whether a training had taken the place of
-    what an earlier one left.
-    """
+    """A signal asked the program to stop; `status` is the exit status of a process that ends by it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.status, self.begun = 128 + number, False
+        self.status = 128 + number
 
 
 class StoppedAtOnce(Stopped):
@@ -25,11 +21,11 @@ class StoppedAtOnce(Stopped):
 
 
 class StopRequest:
-    """Turns a signal into `Stopped`, at once or, while deferred, at the next `check`; a second one acts at once."""
+    """Turns a signal into `Stopped`: at once or, while deferred, at the next `check`.  A second one acts at once."""
 
     def __init__(self) -> None:
-        self._deferred = self._over = False
-        self._farewell: Callable[[Stopped], None] | None = None
+        self._deferred = self._ignored = False
+        self._report: Callable[[Stopped], None] | None = None
         self._received: int | None = None
 
     def install(self) -> None:
@@ -38,11 +34,11 @@ class StopRequest:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._over:
+        if self._ignored:
             return
-        if self._farewell is not None:
-            with contextlib.suppress(RuntimeError, OSError):  # it may have come in the middle of a line that is written
-                self._farewell(Stopped(number))
+        if self._report is not None:
+            with contextlib.suppress(RuntimeError, OSError):  # it may interrupt a line that is being written
+                self._report(Stopped(number))
             os._exit(128 + number)
         again, self._received = self._received is not None, number
         if again:
@@ -61,16 +57,16 @@ class StopRequest:
         self.check()
 
     @contextmanager
-    def leaving(self, farewell: Callable[[Stopped], None]) -> Iterator[None]:
-        """Within, where nothing is at stake yet, a signal ends the process on the spot, after a `farewell`.
+    def exiting(self, report: Callable[[Stopped], None]) -> Iterator[None]:
+        """Within, a signal ends the process on the spot, after `report`.
 
-        It is for imports: one that an exception interrupts may end in any way.
+        It is for imports, before there is anything to save: one that an exception interrupts may end in any way.
         """
-        self._farewell = farewell
+        self._report = report
         try:
             yield
         finally:
-            self._farewell = None
+            self._report = None
 
     @property
     def received(self) -> int:
@@ -82,8 +78,8 @@ class StopRequest:
         if self.received:
             raise Stopped(self.received)
 
-    def over(self) -> None:
-        """All is saved that should be: pass over further signals on the way out."""
-        self._over = True
+    def ignore(self) -> None:
+        """Ignore further signals: everything is saved and the process is about to end."""
+        self._ignored = True
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)

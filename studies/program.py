@@ -32,6 +32,6 @@ def status(execute: Callable[[argparse.Namespace, StopRequest], None], args: arg
             execute(args, stop)
         return 0
     except (UserError, Stopped, OSError, MemoryError) as error:
-        stop.over()
+        stop.ignore()
         print(f"stopped by {error}; nothing is written" if isinstance(error, Stopped) else error, file=sys.stderr)
         return status_of(error)

@@ -22,7 +22,7 @@ import config as configuration
 import run
 from config import Config
 from data import glyphs
-from runtime import checkpoints, launch
+from runtime import checkpoints, launcher
 from runtime.metric_logger import MetricLogger
 from runtime.signals import StopRequest
 from trainer import Trainer, TrainerConfig
@@ -129,13 +129,13 @@ def start_program(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 _TOGETHER = """
 import sys
-from runtime import launch
-launch.POLL, world, *command = float(sys.argv[1]), int(sys.argv[2]), sys.executable, *sys.argv[3:]
-sys.exit(launch.run(command, world))
+from runtime import launcher
+launcher.POLL, world, *command = float(sys.argv[1]), int(sys.argv[2]), sys.executable, *sys.argv[3:]
+sys.exit(launcher.run(command, world))
 """
 
 
-def start_together(world: int, *command: str, poll: float = launch.POLL) -> subprocess.Popen[str]:
+def start_together(world: int, *command: str, poll: float = launcher.POLL) -> subprocess.Popen[str]:
     """`python command...` in `world` processes that work on one run, looked at every `poll` seconds."""
     return start("-c", _TOGETHER, str(poll), str(world), *command)
 
@@ -209,16 +209,16 @@ def rows(folder: Path, part: str | None = None) -> list[dict[str, Any]]:
     path = folder / "log.jsonl"
     every = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     clock = ("seconds", "targets_per_s")
-    return [{k: v for k, v in row.items() if k not in clock} for row in every if part in (None, row["part"])]
+    return [{k: v for k, v in row.items() if k not in clock} for row in every if part in (None, row["subset"])]
 
 
 def curves(folder: Path) -> dict[tuple[str, int, str], str]:
     """The log as (part, step, name) -> hexadecimal number; AssertionError where an entry is there twice."""
     found = {
-        (row["part"], row["step"], name): float(value).hex()
+        (row["subset"], row["step"], name): float(value).hex()
         for row in rows(folder)
         for name, value in row.items()
-        if name not in ("part", "step")
+        if name not in ("subset", "step")
     }
     assert len({(part, step) for part, step, _ in found}) == len(rows(folder))
     return found

@@ -357,10 +357,10 @@ sets = dict(one.split("=", 1) for one in sys.argv if "=" in one)
 steps, every = int(sets["train_spec.steps"]), int(sets["train_spec.log_every"])
 assert "--train" in sys.argv and sys.argv[sys.argv.index("--device") + 1] == "cpu"
 with open(json.loads(sets["train_spec.log_file"]), "w") as log:
-    print(json.dumps({"part": "validation", "step": 0}), file=log)
+    print(json.dumps({"subset": "validation", "step": 0}), file=log)
     for step in range(every, steps + 1, every):
-        print(json.dumps({"part": "train", "step": step, "targets_per_s": 100 * step}), file=log)
-    log.write('{"part": "tr')
+        print(json.dumps({"subset": "train", "step": step, "targets_per_s": 100 * step}), file=log)
+    log.write('{"subset": "tr')
 """
 
 

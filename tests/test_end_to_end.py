@@ -18,6 +18,7 @@ import commands
 import config as configuration
 import evaluator
 from runtime import checkpoints
+from runtime.files import exclusive_lock
 from runtime.signals import StopRequest
 
 COLUMNS = "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
@@ -360,7 +361,7 @@ def test_results_beside_the_configuration_leave_it_as_it_is(tmp_path: Path) -> N
 def test_the_log_is_lines_of_json(finished: Path) -> None:
     for line in (finished / "log.jsonl").read_text().splitlines():
         row = json.loads(line)
-        assert {"part", "step", "bound"} <= row.keys()
+        assert {"subset", "step", "bound"} <= row.keys()
 
 
 def test_samples_are_not_put_beside_training_images_of_another_choice(
@@ -402,7 +403,7 @@ def test_weights_that_the_configuration_names_for_the_test_have_one_too(run: Pat
 def test_two_tests_do_not_write_to_one_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = run / "table.csv"
     before = {path: path.read_bytes() for path in run.glob("table.*")}
-    with checkpoints.exclusive_lock(table, "test", "test_spec.output_file"):
+    with exclusive_lock(table, "test", "test_spec.output_file"):
         assert main(run, "--test", "test_spec.seed=1") == 2
     assert (
         f"{table}: another test writes to it; wait for it, or choose another test_spec.out" in capsys.readouterr().err

@@ -31,7 +31,7 @@ from small import (
 
 import commands
 import parsers
-from runtime import checkpoints, launch
+from runtime import checkpoints, launcher
 from runtime.errors import PeerFailedError
 from runtime.processes import Processes, from_environment
 from runtime.signals import StopRequest
@@ -101,12 +101,12 @@ def test_two_processes_draw_the_same_sample_for_the_gradient(tmp_path: Path) -> 
 
 def test_two_processes_train_as_one(alone: Path, two: Path) -> None:
     one, both = rows(alone), rows(two)
-    assert [(row["part"], row["step"]) for row in one] == [(row["part"], row["step"]) for row in both]
+    assert [(row["subset"], row["step"]) for row in one] == [(row["subset"], row["step"]) for row in both]
     for a, b in zip(one, both, strict=True):
         assert a.keys() == b.keys()
-        for name in a.keys() - {"part", "step"}:
+        for name in a.keys() - {"subset", "step"}:
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), (name, a["step"])
-    assert len({row["loss"] for row in one if row["part"] == "train"}) == 12
+    assert len({row["loss"] for row in one if row["subset"] == "train"}) == 12
     for name in ("vma.pt", "vma.last.pt"):
         x, y = checkpoints.load(alone / name), checkpoints.load(two / name)
         assert x["model"].keys() == y["model"].keys()
@@ -157,7 +157,7 @@ def test_one_process_goes_on_where_two_stopped(alone: Path, tmp_path: Path) -> N
     assert run(tmp_path, 2, *RUN, "train_spec.steps=7")[0] == 0
     assert run(tmp_path, 1, *RUN)[0] == 0
     for a, b in zip(
-        rows(alone), [row for row in rows(tmp_path) if row["part"] != "validation" or row["step"] != 7], strict=True
+        rows(alone), [row for row in rows(tmp_path) if row["subset"] != "validation" or row["step"] != 7], strict=True
     ):
         assert b["bound"] == pytest.approx(a["bound"], rel=1e-4)
 
@@ -172,9 +172,9 @@ def test_the_run_goes_on_where_only_the_first_sees_its_files(tmp_path: Path) -> 
     relative = [f"{key}={name}" for key, name in names.items()]
     for steps in (2, 4):
         line = [str(ROOT / "run.py"), *arguments(tmp_path, "--train", *relative, f"train_spec.steps={steps}")]
-        with launch._port() as port:
+        with launcher._port() as port:
             processes = [
-                subprocess.Popen([sys.executable, *line], cwd=place, env=launch._environment(rank, 2, port))
+                subprocess.Popen([sys.executable, *line], cwd=place, env=launcher._environment(rank, 2, port))
                 for rank, place in enumerate(places)
             ]
             try:
@@ -193,7 +193,7 @@ def test_a_single_process_that_torchrun_placed_starts_no_others(
     one = commands.Run(config(tmp_path), "auto", None, None, StopRequest())
     assert one.processes_to_start(train=False) == 4
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # by which a process expects the store to be there
-    assert "TORCHELASTIC_USE_AGENT_STORE" not in launch._environment(0, 2, 1)
+    assert "TORCHELASTIC_USE_AGENT_STORE" not in launcher._environment(0, 2, 1)
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert one.processes_to_start(train=False) == 1
 
@@ -234,7 +234,7 @@ from runtime.processes import from_environment
 from runtime.errors import PeerFailedError, DataError
 me = from_environment()
 told = {"rank": me.rank}
-with me.joined(torch.device("cpu")):
+with me.process_group(torch.device("cpu")):
     told["broadcast_from_main"] = me.broadcast_from_main(lambda: f"from {me.rank}")
     told["gathered"] = me.all_gather({"rank": me.rank})
     told["largest"] = [me.all_reduce_max(me.rank), me.all_reduce_max(5 - me.rank)]
@@ -277,10 +277,10 @@ def test_one_process_replays(tmp_path: Path) -> None:
 def test_one_process_talks_to_itself() -> None:
     me = Processes()
     assert me == from_environment()
-    with me.joined(torch.device("cpu")):
+    with me.process_group(torch.device("cpu")):
         assert (me.broadcast_from_main(lambda: 3), me.all_gather(4), me.all_reduce_max(5)) == (3, [4], 5)
         assert me.all_reduce_sum(torch.tensor(6)) == 6
-    with pytest.raises(RuntimeError, match="gloo"), me.watched():
+    with pytest.raises(RuntimeError, match="gloo"), me.translate_peer_errors():
         raise RuntimeError("gloo")  # nobody to blame
     assert PeerFailedError(3).status == 3
 
@@ -551,12 +551,12 @@ def test_torchrun_ends_all_when_one_is_killed(tmp_path: Path, two: Path) -> None
 def launched(tmp_path: Path, source: str, world: int = 2) -> int:
     path = tmp_path / "child.py"
     path.write_text("import os, sys, time\nrank = int(os.environ['RANK'])\n" + source)
-    return launch.run([sys.executable, str(path), str(tmp_path)], world)
+    return launcher.run([sys.executable, str(path), str(tmp_path)], world)
 
 
 def test_the_program_is_started_whichever_module_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/elsewhere/studies/ablations.py", "list.yaml"])
-    assert launch.python(["--config", "a"]) == [sys.executable, str(ROOT / "run.py"), "--config", "a"]
+    assert launcher.python(["--config", "a"]) == [sys.executable, str(ROOT / "run.py"), "--config", "a"]
 
 
 def test_children_know_their_place(tmp_path: Path) -> None:
@@ -569,7 +569,7 @@ def test_children_know_their_place(tmp_path: Path) -> None:
 
 
 def test_the_first_failure_counts_and_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "QUIET", 0.2)
+    monkeypatch.setattr(launcher, "QUIET", 0.2)
     began = time.monotonic()
     assert launched(tmp_path, "sys.exit(3) if rank else time.sleep(60)") == 3
     assert time.monotonic() - began < 10
@@ -580,14 +580,14 @@ def test_the_first_failure_counts_and_ends_the_others(tmp_path: Path, monkeypatc
 def test_the_cause_counts_where_those_that_lost_it_have_ended_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, cause: str
 ) -> None:
-    monkeypatch.setattr(launch, "POLL", 1.0)
+    monkeypatch.setattr(launcher, "POLL", 1.0)
     source = f"{cause} if rank == {first} else sys.exit(1)"
     assert launched(tmp_path, source) == (3 if "3" in cause else 137)
 
 
 def test_a_child_that_ignores_signals_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "QUIET", 0.5)
-    monkeypatch.setattr(launch, "GRACE", 0.5)
+    monkeypatch.setattr(launcher, "QUIET", 0.5)
+    monkeypatch.setattr(launcher, "GRACE", 0.5)
     source = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsys.exit(4) if rank else time.sleep(60)"
     began = time.monotonic()
     assert launched(tmp_path, source) == 4

@@ -58,7 +58,7 @@ def draws(noise: StepNoise, groups: int) -> list[Tensor]:
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_take_slices_of_the_same_numbers(world: int) -> None:
     whole = draws(StepNoise("cpu", "key", 5), 2 * world)
-    parts = [draws(StepNoise("cpu", "key", 5, part=Shard(rank, world)), 2) for rank in range(world)]
+    parts = [draws(StepNoise("cpu", "key", 5, shard=Shard(rank, world)), 2) for rank in range(world)]
     for drawn, *of_ranks in zip(whole, *parts, strict=True):
         assert torch.equal(torch.cat(of_ranks, 1), drawn)
 

@@ -146,7 +146,7 @@ def test_a_single_target_and_an_empty_memory_can_be_reported(tmp_path: Path) -> 
 
 def log_row(part: str, step: int) -> dict[str, Any]:
     return {
-        "part": part,
+        "subset": part,
         "step": step,
         "bound": -90.0 - step,
         "kl_a": step / 7,
@@ -186,7 +186,7 @@ def test_a_training_without_validation_is_drawn_without_it(tmp_path: Path, monke
     assert "training" in figure.get_suptitle() and "validation" not in figure.get_suptitle()
 
 
-@pytest.mark.parametrize("content", ["", "no JSON", "{}", '{"part": "train", "step": 3, "bound": null}', "[1]"])
+@pytest.mark.parametrize("content", ["", "no JSON", "{}", '{"subset": "train", "step": 3, "bound": null}', "[1]"])
 def test_a_log_that_cannot_be_drawn_does_not_end_a_training(
     tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:

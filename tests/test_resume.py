@@ -87,7 +87,7 @@ def test_a_restart_may_begin_with_its_own_weights(tmp_path: Path, monkeypatch: p
 def test_rows_are_not_added_to_the_log_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tmp_path, "--train", "train_spec.steps=2") == 0
     other = tmp_path / "other.jsonl"
-    other.write_text(content := '{"part": "train", "step": 9}\n')
+    other.write_text(content := '{"subset": "train", "step": 9}\n')
     assert main(tmp_path, "--train", f"train_spec.log_file={other}") == 2
     assert "holds the log of another run" in capsys.readouterr().err
     assert other.read_text() == content

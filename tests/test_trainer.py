@@ -271,9 +271,9 @@ def test_speed_and_time_are_those_of_training_alone(tmp_path: Path, monkeypatch:
     mine = toy_trainer(tmp_path, train, validation, log_every=5, val_every=3, save_every=100)
     logger = toy_logger(tmp_path)
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(logger, "scalars", lambda part, step, values: told.append({"part": part, **values}))
+    monkeypatch.setattr(logger, "log_scalars", lambda part, step, values: told.append({"subset": part, **values}))
     mine.fit(logger)
-    speeds = [row["targets_per_s"] for row in told if row["part"] == "train"]
+    speeds = [row["targets_per_s"] for row in told if row["subset"] == "train"]
     assert speeds == [8.0, 8.0]
     assert mine.progress.seconds == 10.0
 

@@ -49,7 +49,7 @@ def test_a_log_that_cannot_grow_does_not_end_the_training(tmp_path: Path, caplog
     log = tmp_path / "log.jsonl"
     assert main(tmp_path, "--train", "train_spec.steps=4") == 0
     size = max(path.stat().st_size for path in tmp_path.glob("*.pt")) + 20_000
-    filler = '{"part": "train", "step": 1, "bound": 0, "filler": "' + size * "x" + '"}\n'
+    filler = '{"subset": "train", "step": 1, "bound": 0, "filler": "' + size * "x" + '"}\n'
     log.write_text(filler)
     assert log.stat().st_size > size
     with files_of_at_most(size):

@@ -13,21 +13,21 @@ from runtime.metric_logger import MetricLogger
 
 
 def lines(path: Path) -> list[tuple[str, int, float]]:
-    return [(row["part"], row["step"], row["bound"]) for row in map(json.loads, path.read_text().splitlines())]
+    return [(row["subset"], row["step"], row["bound"]) for row in map(json.loads, path.read_text().splitlines())]
 
 
 def write(logger: MetricLogger, steps: range, sign: float = 1) -> None:
     for step in steps:
-        logger.scalars("train", step, {"bound": sign * step, "lr": 0.1})
+        logger.log_scalars("train", step, {"bound": sign * step, "lr": 0.1})
         if step % 4 == 0:
-            logger.scalars("validation", step, {"bound": sign * step / 2})
-            logger.picture("train/grid", step, np.full((4, 6), step, np.uint8))
+            logger.log_scalars("validation", step, {"bound": sign * step / 2})
+            logger.log_image("train/grid", step, np.full((4, 6), step, np.uint8))
 
 
 def test_what_is_told_is_written(tmp_path: Path) -> None:
     logger = MetricLogger(tmp_path / "new" / "log.jsonl", tmp_path / "tb", 0)
     write(logger, range(1, 6))
-    logger.picture("colour", 1, np.zeros((4, 6, 3), np.uint8))
+    logger.log_image("colour", 1, np.zeros((4, 6, 3), np.uint8))
     logger.close()
     assert lines(tmp_path / "new" / "log.jsonl") == [
         ("train", 1, 1), ("train", 2, 2), ("train", 3, 3), ("train", 4, 4), ("validation", 4, 2), ("train", 5, 5)
@@ -70,13 +70,13 @@ def test_a_resumed_run_takes_back_what_lies_beyond_its_start(
 
 def test_a_run_that_goes_on_within_the_second_it_was_begun_in_is_read_whole(tmp_path: Path) -> None:
     begun = MetricLogger(None, tmp_path, 0)
-    begun.scalars("train", 1, {"bound": 1})
+    begun.log_scalars("train", 1, {"bound": 1})
     begun.close()
     (file,) = tmp_path.iterdir()
     *start, _, last = file.name.split(".")
     file.rename(tmp_path / ".".join([*start, "9999999", last]))  # a process whose number comes last of all
     resumed = MetricLogger(None, tmp_path, 1)
-    resumed.scalars("train", 2, {"bound": 2})
+    resumed.log_scalars("train", 2, {"bound": 2})
     resumed.close()
     assert board(tmp_path)["train/bound"] == [(1, 1), (2, 2)]
 
@@ -93,8 +93,8 @@ def test_a_run_from_the_beginning_replaces_what_was_there(tmp_path: Path, monkey
 
 def test_a_row_that_was_cut_off_is_taken_back(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    good = '{"part": "train", "step": 1, "bound": 1.0}\n'
-    log.write_text(good + '{"part": "train", "st')
+    good = '{"subset": "train", "step": 1, "bound": 1.0}\n'
+    log.write_text(good + '{"subset": "train", "st')
     MetricLogger(log, None, 5).close()
     assert log.read_text() == good
 

@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
-POLL = 0.05  # seconds between two looks at the processes
+POLL = 0.05  # seconds between two polls of the processes
 QUIET, GRACE = 3, 20  # seconds after a failure until the others are asked to end, and until they are ended
 
 
@@ -102,11 +102,11 @@ def _environment(rank: int, world: int, port: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _port() -> Iterator[int]:
-    """A port that is kept from other programs, and at which one that shares addresses, as PyTorch does, may listen."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
-        yield int(held.getsockname()[1])
+    """A port reserved against other programs, at which one that shares addresses, as PyTorch does, may listen."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield int(reserved.getsockname()[1])
 
 
 def python(arguments: Sequence[str]) -> list[str]:
