@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch.optim import lr_scheduler
 
 import autoencoders.published
 from config import Config, DataConfig, MixtureConfig, SchedulerSpec, TrainDataConfig, TrainSpec
-from config.constraints import episode_spec
+from config.constraints import counts, episode_spec
 from data.augment import Augment, Warp
 from data.composition import EpisodeSpec
 from data.episodes import Augmented, EpisodeLoader, GridEpisodes, MixedLoader, spread_targets
@@ -22,7 +24,7 @@ from models.vma.likelihood import ImageLikelihood
 from models.vma.model import VMA
 from models.vma.posteriors import LatentPosterior
 from models.vma.priors import LatentPrior, LearnedAddressPrior, UniformAddressPrior
-from runtime.errors import UserError
+from runtime.errors import DataError, UserError
 from runtime.randomness import Shard, seed_of
 
 _log = logging.getLogger(__name__)
@@ -70,6 +72,11 @@ def training_images(config: Config, device: torch.device) -> TrainingImages:
     """The training classes, less those held out by the seed.  Raises DataError, UserError."""
     data = config.train_data
     drawings = _drawings(data, "train")
+    if data.held_out_classes >= drawings.num_classes:  # of a kind whose classes only reading counts
+        raise DataError(
+            f"train_data.held_out_classes: {data.held_out_classes} leaves nothing to train on, {data.root} has "
+            f"{drawings.num_classes} classes; use fewer"
+        )
     train, held_out = hold_out(_resampled(data, drawings), data.held_out_classes, config.train_spec.seed)
     if data.augment is None:
         return TrainingImages(train.to(device), held_out.to(device))
@@ -102,13 +109,29 @@ def train_loader(config: Config, images: TrainingImages, part: Shard = Shard()) 
     data, seed = config.train_data, config.train_spec.seed
     augmented = _augmented(data, images.drawings)
 
-    def loader(composition: TrainDataConfig | MixtureConfig) -> EpisodeLoader:
+    def loader(path: str, composition: TrainDataConfig | MixtureConfig) -> EpisodeLoader:
         spec = episode_spec(composition)
-        return EpisodeLoader(images.train, spec, data.batch_size, seed, "train", part, augmented)
+        with _naming_the_smallest_class(path, data, images.train):
+            return EpisodeLoader(images.train, spec, data.batch_size, seed, "train", part, augmented)
 
+    first = loader("train_data", data)
     if not data.mixture:
-        return loader(data)
-    return MixedLoader([loader(data), *map(loader, data.mixture)], [1.0, *(one.weight for one in data.mixture)], seed)
+        return first
+    others = [loader(f"train_data.mixture[{number}]", one) for number, one in enumerate(data.mixture)]
+    return MixedLoader([first, *others], [1.0, *(one.weight for one in data.mixture)], seed)
+
+
+@contextmanager
+def _naming_the_smallest_class(path: str, data: DataConfig, images: ClassImages) -> Iterator[None]:
+    """Where only reading counts the images, what does not fit them is said here, and of which class."""
+    try:
+        yield
+    except UserError as error:
+        if counts(data, "train"):
+            raise
+        fewest = int(images.counts.argmin())
+        there = f"{images.names[fewest]} has {images.counts[fewest]} images, the fewest of {images.num_classes} classes"
+        raise DataError(f"{path}.{error} (in {data.root}, {there})") from None
 
 
 def most_processes(data: TrainDataConfig, most: int) -> int:
@@ -127,8 +150,9 @@ def validation_loader(config: Config, images: TrainingImages) -> EpisodeLoader |
     """Episodes of the held-out classes; None where no class is held out."""
     if not images.held_out.num_classes:
         return None
-    data = config.val_data
-    return EpisodeLoader(images.held_out, episode_spec(data), data.batch_size, config.train_spec.seed, "validation")
+    data, seed = config.val_data, config.train_spec.seed
+    with _naming_the_smallest_class("val_data", config.train_data, images.held_out):
+        return EpisodeLoader(images.held_out, episode_spec(data), data.batch_size, seed, "validation")
 
 
 def grid_episodes(config: Config, images: ClassImages, max_batch_cls: int, timesteps: int) -> GridEpisodes:
@@ -136,7 +160,8 @@ def grid_episodes(config: Config, images: ClassImages, max_batch_cls: int, times
     own_class = config.test_spec.own_class
     spec = EpisodeSpec(timesteps=timesteps, exact=False, max_batch_cls=max_batch_cls, own_class=own_class)
     targets = spread_targets(images.counts, config.test_spec.targets)
-    return GridEpisodes(images, spec, targets, config.test_spec.seed, cell_name(max_batch_cls, timesteps))
+    with _naming_the_smallest_class("test_spec.test_params", config.test_data, images):
+        return GridEpisodes(images, spec, targets, config.test_spec.seed, cell_name(max_batch_cls, timesteps))
 
 
 def cell_name(max_batch_cls: int, timesteps: int) -> str:

@@ -70,6 +70,8 @@ def is_there(data: DataConfig) -> bool:
     root = Path(data.root or "").expanduser()
     if data.kind == "mnist":
         return (root / "MNIST" / "raw").is_dir()
+    if data.kind != "omniglot":
+        return root.is_dir()
     places = [(folder / part, part) for folder in (root, root / FOLDER) for part in PARTS]
     found = {part for place, part in places for end in (".npz", ".zip", "") if Path(f"{place}{end}").exists()}
     return found == PARTS.keys()

@@ -56,6 +56,7 @@ DATA_SETS: dict[str, DataSet] = {
     "glyphs": DataSet(
         "data.glyphs", ("classes",), lambda subset, classes: _of_20_images(classes if subset == "train" else 60)
     ),
+    "folder": DataSet("data.folder", ("root",)),
 }
 
 

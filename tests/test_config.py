@@ -363,7 +363,10 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("train_spec.scheduler={kind: StepLR, a: {b: 1}}", "train_spec.scheduler.a: value"),
         ("train_spec.scheduler={kind: StepLR, 'a b': 1}", "train_spec.scheduler: value"),
         ("train_spec.scheduler=StepLR", "train_spec.scheduler: expected a section with keys, found 'StepLR'"),
-        ("train_data.kind=omniglott", "train_data.kind: value 'omniglott': expected one of omniglot, mnist, glyphs"),
+        (
+            "train_data.kind=omniglott",
+            "train_data.kind: value 'omniglott': expected one of omniglot, mnist, gly",
+        ),
         ("train_data.resize=19", "train_data.resize: value 19: expected greater than or equal to 20"),
         ("train_data.resize=65", "train_data.resize: value 65: expected less than or equal to 64"),
         ("train_data.resize=[26, 28]", "train_data.resize: value [26, 28]: expected one number or two equal ones"),
@@ -650,7 +653,7 @@ gpus: st.SearchStrategy[Any] = st.one_of(st.just("auto"), st.lists(st.integers(0
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     """Any configuration that does not contradict itself, with memories of one to five classes of equal size."""
-    kind = draw(st.sampled_from(["omniglot", "mnist", "glyphs"]))
+    kind = draw(st.sampled_from(["omniglot", "mnist", "glyphs", "folder"]))
     own, classes = draw(st.integers(1, 6)), draw(st.integers(1, 5))
     targets = draw(st.integers(1, 3)) * classes
     by_class = draw(st.booleans())

@@ -1,0 +1,116 @@
+"""A folder of one's own: `<root>/train/CLASS/*.png` and `<root>/test/CLASS/*.png`, or .jpg or .jpeg.
+
+Drawings are dark ink on light paper, of any size and of any number in a class.  Each is padded with paper to a square
+and brought to 105 x 105 by averaging over areas; ink is what is then darker than the mean of the darkest and the
+lightest pixel, so that thin lines of a large image and grey pencil are kept.  What is transparent is paper.  Hidden
+files are passed over; anything else that is not an image of a class is an error, and no file is changed.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from data.images import ClassImages
+from runtime.errors import DataError, printable, reason
+
+log = logging.getLogger(__name__)
+
+Subset = Literal["train", "test"]
+
+SIDE = 105  # pixels
+_LEAST_SIDE = 16  # pixels; of the longer side
+_MOST_PIXELS = 1 << 26
+_LEAST_CONTRAST = 32  # grey levels; less is blank paper with the noise of a scanner
+_ENDINGS = (".png", ".jpg", ".jpeg")
+_LAYOUT = "train/CLASS/*.png and test/CLASS/*.png (or .jpg, .jpeg)"
+
+
+def load(root: str | Path, subset: Subset) -> ClassImages:
+    """Images [N, 105, 105], classes and images in the order of their names; a class is named "train/CLASS".
+
+    Raises DataError that names the first file or folder which is missing, empty, unreadable or does not belong there.
+    """
+    if subset not in get_args(Subset):
+        raise ValueError(f"no subset {subset!r}; {get_args(Subset)}")
+    folder = Path(root).expanduser() / subset
+    classes = {path.name: _images_of(path) for path in _classes_in(folder)}
+    log.info("reading %s", folder)
+    counts = torch.tensor([len(paths) for paths in classes.values()])
+    images = np.empty((int(counts.sum()), SIDE, SIDE), np.uint8)
+    for image, path in zip(images, (path for paths in classes.values() for path in paths), strict=True):
+        image[:] = _read(path)
+    if np.count_nonzero(images) > images.size // 2:
+        raise DataError(f"{_shown(folder)}: more ink than paper; invert the images, ink must be darker than paper")
+    return ClassImages(torch.from_numpy(images), counts, tuple(f"{subset}/{name}" for name in classes))
+
+
+def _classes_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        missing = folder.parent if not folder.parent.is_dir() else folder
+        raise DataError(f"{_shown(missing)}: no such folder; kind folder reads {_LAYOUT} under root")
+    classes = _listed(folder)
+    if not classes:
+        raise DataError(f"{_shown(folder)} has no classes; kind folder reads {_LAYOUT} under root")
+    for path in classes:
+        if not path.is_dir():
+            raise DataError(f"{_shown(path)} lies beside the folders of the classes; move it into one of them or away")
+    return classes
+
+
+def _images_of(folder: Path) -> list[Path]:
+    images = _listed(folder)
+    if not images:
+        raise DataError(f"{_shown(folder)} has no images; put {', '.join(_ENDINGS)} files there or remove the folder")
+    for path in images:
+        if path.suffix.lower() not in _ENDINGS or not path.is_file():
+            raise DataError(f"{_shown(path)} is not a {', '.join(_ENDINGS)} file as a class has them; move it away")
+    return images
+
+
+def _listed(folder: Path) -> list[Path]:
+    with _naming(folder):
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _read(path: Path) -> np.ndarray:
+    """uint8 [105, 105], ink = 1."""
+    with _naming(path), Image.open(path, formats=["PNG", "JPEG"]) as image:
+        if max(image.size) < _LEAST_SIDE or image.width * image.height > _MOST_PIXELS:
+            size = f"{image.width} x {image.height} pixels"
+            raise ValueError(f"{size}, where {_LEAST_SIDE} on the longer side and {_MOST_PIXELS} in all are the limits")
+        grey = _grey(ImageOps.exif_transpose(image))
+        square = ImageOps.pad(grey, (max(grey.size),) * 2, color=255)
+        small = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BOX))
+        darkest, lightest = int(small.min()), int(small.max())
+        if lightest - darkest < _LEAST_CONTRAST:
+            raise ValueError("there is no drawing on it, all of its pixels are about as dark")
+    return (2 * small.astype(int) < darkest + lightest).astype(np.uint8)
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8 bits for a pixel, transparent ones white."""
+    if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    coloured = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured).convert("L")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Readers of damaged files raise almost anything; whatever it was, the user gets a sentence that names the file."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise DataError(f"{_shown(path)} cannot be read ({reason(error)}); replace it or move it away") from error
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path))
