@@ -1,18 +1,17 @@
 """What every test stands on: one thread, checked distributions, and a model so small that it can be checked by hand."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import CPU
+from helpers.config import small_config
 from torch import nn
 from torch.distributions import Distribution
 
-from autoencoders.published import Decoder, Encoder
-from models.likelihoods import LIKELIHOODS
-from models.vma.likelihood import ImageLikelihood
+import parsers
 from models.vma.model import VMA
-from models.vma.posteriors import LatentPosterior
-from models.vma.priors import LatentPrior, LearnedAddressPrior, UniformAddressPrior
 
 
 @pytest.fixture(autouse=True)
@@ -36,26 +35,28 @@ def tiny(
     dtype: torch.dtype = torch.float64,
     gain: float | None = 1.0,
 ) -> VMA:
-    """A VMA with a handful of channels.
+    """A VMA with a handful of channels, built as a user's is.
 
     With a `gain` the weights are drawn such that signals neither die nor explode and every term matters; without one
     they are as PyTorch leaves them.
     """
-    torch.manual_seed(0)
-    features, channels = 2 * latent, (3, 4)
-    model = VMA(
-        address_encoder=Encoder(side, channels, 6, 3),
-        encoder=Encoder(side, channels, 6, features),
-        p_a=LearnedAddressPrior(dummies) if learned_prior else UniformAddressPrior(),
-        p_z=LatentPrior(features, latent),
-        p_x=ImageLikelihood(Decoder(side, channels, 7, 2 * latent), LIKELIHOODS[likelihood], features, latent),
-        q_z=LatentPosterior(features, latent),
-        side=side,
-        num_dummies=dummies,
-        importance_num=importance_num,
-        objective=objective,
-    ).to(dtype)
+    sides = [f"{section}.resize={side}" for section in ("train_data", "val_data", "test_data")]
+    config = small_config(
+        Path("runs"),
+        f"model.latent_dim={latent}",
+        "model.matching_dim=3",
+        "model.channels=[3, 4]",
+        "model.hidden=[6, 7]",
+        f"model.num_dummies={dummies}",
+        f"model.likelihood={likelihood}",
+        f"model.address_prior={'learned' if learned_prior else 'uniform'}",
+        f"model.importance_num={importance_num}",
+        f"train_spec.objective={objective}",
+        *sides,
+    )
+    model = parsers.build_model(config, CPU).to(dtype)
     if gain is not None:
+        torch.manual_seed(3)
         for name, value in model.named_parameters():
             if name != "dummies":
                 inputs = value[0].numel() if value.dim() > 1 else 4

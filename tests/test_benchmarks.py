@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from small import CPU, ROOT, _glyphs, as_it_was, text
+from helpers import CPU, ROOT
+from helpers.config import small_yaml
+from helpers.program import glyphs_drawn_once, process_restored
 from torch import Tensor, nn
 
 import parsers
 from benchmarks import figure, floor, growth, hardware, naive, program, report, speed, subjects, throughput
 from benchmarks.measure import BenchmarkError, Series, Timer, in_turn
 from benchmarks.subjects import Benchmark
-from data import glyphs, omniglot
+from data import omniglot
 from models.vma.model import VMA
 from runtime.errors import DataError, UserError
 
@@ -30,14 +32,13 @@ NAIVE_OUTPUT = "train_targets_per_s 12.25\neval_targets_per_s memory=1 0.278\nev
 
 @pytest.fixture(autouse=True)
 def _undisturbed() -> Iterator[None]:
-    with as_it_was():
-        glyphs.load = _glyphs
+    with process_restored(), glyphs_drawn_once:
         yield
 
 
 def small(folder: Path, *overrides: str) -> Benchmark:
     path = folder / "small.yaml"
-    path.write_text(text(folder))
+    path.write_text(small_yaml(folder))
     return subjects.benchmark(path, overrides, CPU, rounds=1, seconds=1e-3)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.faults import MakesFolder, files_of_at_most
+from helpers.program import finish, start
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small import Makes, files_of_at_most, finish, start
 
 from runtime import checkpoints
 from runtime.errors import DataError, UserError
@@ -151,13 +152,13 @@ def test_a_checkpoint_is_a_dictionary(tmp_path: Path) -> None:
 def test_nothing_in_a_file_runs_even_where_its_checksum_is_right(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     buffer = io.BytesIO()
-    torch.save({"model": {}, "config": Makes(canary)}, buffer)
+    torch.save({"model": {}, "config": MakesFolder(canary)}, buffer)
     legacy = io.BytesIO()
-    torch.save({"config": Makes(canary)}, legacy, _use_new_zipfile_serialization=False)
-    for content in (sealed(buffer.getvalue()), buffer.getvalue(), legacy.getvalue(), pickle.dumps(Makes(canary))):
+    torch.save({"config": MakesFolder(canary)}, legacy, _use_new_zipfile_serialization=False)
+    for content in (sealed(buffer.getvalue()), buffer.getvalue(), legacy.getvalue(), pickle.dumps(MakesFolder(canary))):
         refused(tmp_path / "a.pt", content)
     assert not canary.exists()
-    pickle.loads(pickle.dumps(Makes(canary)))  # the canary does sing
+    pickle.loads(pickle.dumps(MakesFolder(canary)))  # the canary does sing
     assert canary.exists()
 
 

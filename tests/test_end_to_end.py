@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import CPU
+from helpers.config import small_config, small_yaml
+from helpers.logs import curves, same_end
+from helpers.program import main, process_restored
+from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 from PIL import Image
-from small import CPU, as_it_was, board, config, curves, main, same_end, tensorboard
 
 import commands
 import config as configuration
@@ -105,7 +109,7 @@ def test_the_pictures_show_something(finished: Path) -> None:
 
 
 def test_the_configuration_is_kept_with_the_results(finished: Path) -> None:
-    expected = config(finished)
+    expected = small_config(finished)
     for path in (finished / "vma.resolved.yaml", finished / "table.resolved.yaml"):
         assert configuration.load(path) == expected
     saved = torch.load(finished / "vma.pt", weights_only=True)
@@ -113,7 +117,8 @@ def test_the_configuration_is_kept_with_the_results(finished: Path) -> None:
 
 
 def test_log_and_tensorboard_tell_the_same(finished: Path) -> None:
-    seen = {(tag, step): value for tag, curve in board(tensorboard(finished)).items() for step, value in curve}
+    scalars = tensorboard_scalars(tensorboard_folder(finished))
+    seen = {(tag, step): value for tag, curve in scalars.items() for step, value in curve}
     told = {(f"{part}/{name}", step): float.fromhex(value) for (part, step, name), value in curves(finished).items()}
     assert {"train/bound", "train/loss", "train/kl_a", "train/kl_z", "train/reconstruction", "train/address_accuracy",
             "train/lr", "train/gradient_norm", "validation/bound"} <= {tag for tag, _ in seen}  # fmt: skip
@@ -346,14 +351,15 @@ def test_a_named_checkpoint_is_tested(run: Path) -> None:
 
 def test_results_beside_the_configuration_leave_it_as_it_is(tmp_path: Path) -> None:
     """A person keeps vma.yaml, vma.pt and vma.csv in one folder; the file with the comments is theirs."""
-    from small import text
 
     import run as program
 
     own = tmp_path / "vma.yaml"
-    written = "# my experiment\n" + text(tmp_path).replace("table.csv", "vma.csv").replace("steps: 10", "steps: 1")
+    written = "# my experiment\n" + small_yaml(tmp_path).replace("table.csv", "vma.csv").replace(
+        "steps: 10", "steps: 1"
+    )
     own.write_text(written)
-    with as_it_was():
+    with process_restored():
         program.main(["--config", str(own), "--train", "--test"])
     assert own.read_text() == written
 
@@ -413,8 +419,8 @@ def test_two_tests_do_not_write_to_one_table(run: Path, capsys: pytest.CaptureFi
 
 
 def test_a_test_leaves_the_precision_of_training_as_it_was(run: Path) -> None:
-    with as_it_was():
-        one = commands.Run(config(run), None, None, None, StopRequest())
+    with process_restored():
+        one = commands.Run(small_config(run), None, None, None, StopRequest())
         one.trained(CPU)
         assert not torch.backends.cudnn.allow_tf32
         one.trainer(run / "other.pt")

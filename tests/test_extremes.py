@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.logs import rows
+from helpers.program import main
 from PIL import Image
-from small import main, rows
 from test_model import Given, episodes, evidence, images, linear_gaussian, linear_targets
 from torch import Tensor
 

@@ -8,8 +8,9 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
+from helpers.logs import rows
+from helpers.program import main
 from PIL import Image, ImageDraw
-from small import main, rows
 
 from data import folder, glyphs
 from data.images import ClassImages

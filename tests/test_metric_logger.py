@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import board, board_pictures, count_seconds
+from helpers.tensorboard import tensorboard_clock, tensorboard_images, tensorboard_scalars
 
 from runtime.metric_logger import MetricLogger
 
@@ -32,11 +32,11 @@ def test_what_is_told_is_written(tmp_path: Path) -> None:
     assert lines(tmp_path / "new" / "log.jsonl") == [
         ("train", 1, 1), ("train", 2, 2), ("train", 3, 3), ("train", 4, 4), ("validation", 4, 2), ("train", 5, 5)
     ]  # fmt: skip
-    curves = board(tmp_path / "tb")
+    curves = tensorboard_scalars(tmp_path / "tb")
     assert curves["train/bound"] == [(n, n) for n in range(1, 6)]
     assert [step for step, _ in curves["train/lr"]] == [1, 2, 3, 4, 5]
     assert curves["validation/bound"] == [(4, 2.0)]
-    assert board_pictures(tmp_path / "tb") == {"train/grid": [4], "colour": [1]}
+    assert tensorboard_images(tmp_path / "tb") == {"train/grid": [4], "colour": [1]}
 
 
 def test_rows_are_there_at_once(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_rows_are_there_at_once(tmp_path: Path) -> None:
 def test_a_resumed_run_takes_back_what_lies_beyond_its_start(
     tmp_path: Path, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count_seconds(monkeypatch)
+    tensorboard_clock(monkeypatch)
     log, tb = tmp_path / "log.jsonl", tmp_path / "tb"
     first = MetricLogger(log, tb, None)
     write(first, range(1, 10))
@@ -62,10 +62,10 @@ def test_a_resumed_run_takes_back_what_lies_beyond_its_start(
     train = [("train", step, sign[step] * step) for step in range(1, 13)]
     validation = [("validation", step, sign[step] * step / 2) for step in (4, 8, 12)]
     assert sorted(lines(log)) == sorted(train + validation)
-    curves = board(tb)
+    curves = tensorboard_scalars(tb)
     assert curves["train/bound"] == [(step, bound) for _, step, bound in train]
     assert curves["validation/bound"] == [(step, bound) for _, step, bound in validation]
-    assert board_pictures(tb) == {"train/grid": [4, 8, 12]}
+    assert tensorboard_images(tb) == {"train/grid": [4, 8, 12]}
 
 
 def test_a_run_that_goes_on_within_the_second_it_was_begun_in_is_read_whole(tmp_path: Path) -> None:
@@ -78,17 +78,17 @@ def test_a_run_that_goes_on_within_the_second_it_was_begun_in_is_read_whole(tmp_
     resumed = MetricLogger(None, tmp_path, 1)
     resumed.log_scalars("train", 2, {"bound": 2})
     resumed.close()
-    assert board(tmp_path)["train/bound"] == [(1, 1), (2, 2)]
+    assert tensorboard_scalars(tmp_path)["train/bound"] == [(1, 1), (2, 2)]
 
 
 def test_a_run_from_the_beginning_replaces_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count_seconds(monkeypatch)
+    tensorboard_clock(monkeypatch)
     for sign in (1, -1):
         logger = MetricLogger(tmp_path / "log.jsonl", tmp_path / "tb", None)
         write(logger, range(0, 4), sign)
         logger.close()
     assert [bound for part, _, bound in lines(tmp_path / "log.jsonl") if part == "train"] == [0, -1, -2, -3]
-    assert board(tmp_path / "tb")["train/bound"] == [(0, 0), (1, -1), (2, -2), (3, -3)]
+    assert tensorboard_scalars(tmp_path / "tb")["train/bound"] == [(0, 0), (1, -1), (2, -2), (3, -3)]
 
 
 def test_a_row_that_was_cut_off_is_taken_back(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_trouble_with_the_log_is_one_warning_and_tensorboard_goes_on(
         logger.close()
     assert len(caplog.records) == 1
     assert "cannot be written" in caplog.text
-    assert [step for step, _ in board(tmp_path / "tb")["train/bound"]] == list(range(2, 10))
+    assert [step for step, _ in tensorboard_scalars(tmp_path / "tb")["train/bound"]] == list(range(2, 10))
 
 
 def test_trouble_with_tensorboard_is_one_warning_and_the_log_goes_on(

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.faults import MakesFolder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small import Makes
 
 from data import _torchvision, omniglot
 from data.images import resample
@@ -334,7 +334,7 @@ def test_an_object_array_is_refused_and_never_unpickled(tmp_path: Path) -> None:
     canary, root = tmp_path / "canary", tmp_path / "root"
     root.mkdir()
     for key in ("images", "labels"):
-        path = write_packed(root, changed={key: np.array([Makes(canary)], dtype=object)})
+        path = write_packed(root, changed={key: np.array([MakesFolder(canary)], dtype=object)})
         refused(root, f"{path.name} cannot be read .*{key}.npy is object")
         assert not canary.exists()
     with np.load(path, allow_pickle=True) as packed:  # the canary would have sung

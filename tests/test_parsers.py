@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import CPU, ROOT, config, toy_trainer
+from helpers import CPU, ROOT
+from helpers.config import small_config
+from helpers.toys import toy_trainer
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -33,7 +35,7 @@ SCHEDULERS: dict[str, dict[str, object]] = {
 
 
 def spec(folder: Path, *overrides: str) -> TrainSpec:
-    return config(folder, *overrides).train_spec
+    return small_config(folder, *overrides).train_spec
 
 
 def scheduler_spec(kind: str, **arguments: object) -> SchedulerSpec:
@@ -240,7 +242,7 @@ def test_every_optimizer_resumes_from_its_saved_state(tmp_path: Path, name: str)
 @pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
 def test_networks_fit_the_images(tmp_path: Path, side: int, likelihood: str) -> None:
     sizes = [f"{part}.resize={side}" for part in ("train_data", "val_data", "test_data")]
-    small = config(tmp_path, *sizes, f"model.likelihood={likelihood}")
+    small = small_config(tmp_path, *sizes, f"model.likelihood={likelihood}")
     model = parsers.build_model(small, CPU)
     assert model.dummies.shape == (2, side, side)
     batch = parsers.train_loader(small, parsers.training_images(small, CPU)).at(0)
@@ -252,7 +254,7 @@ def test_networks_fit_the_images(tmp_path: Path, side: int, likelihood: str) -> 
 
 
 def count(folder: Path, *overrides: str) -> int:
-    return sum(p.numel() for p in parsers.build_model(config(folder, *overrides), CPU).parameters())
+    return sum(p.numel() for p in parsers.build_model(small_config(folder, *overrides), CPU).parameters())
 
 
 @pytest.mark.parametrize(
@@ -273,11 +275,14 @@ def test_every_size_of_the_model_is_read(tmp_path: Path, override: str) -> None:
 
 
 def test_the_model_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
-    plain = parsers.build_model(config(tmp_path), CPU)
+    plain = parsers.build_model(small_config(tmp_path), CPU)
     assert isinstance(plain.p_a, UniformAddressPrior)
     assert (plain.importance_num, plain.objective, plain.p_x.code.out_features) == (2, "vimco", 4)
     other = parsers.build_model(
-        config(tmp_path, "model.address_prior=learned", "model.importance_num=7", "train_spec.objective=marginal"), CPU
+        small_config(
+            tmp_path, "model.address_prior=learned", "model.importance_num=7", "train_spec.objective=marginal"
+        ),
+        CPU,
     )
     assert isinstance(other.p_a, LearnedAddressPrior)
     assert (other.importance_num, other.objective) == (7, "marginal")
@@ -289,42 +294,44 @@ def digest(small: Config) -> str:
 
 def test_the_seed_decides_the_weights_and_nothing_else_does(tmp_path: Path) -> None:
     before = torch.get_rng_state()
-    first = digest(config(tmp_path))
+    first = digest(small_config(tmp_path))
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    assert digest(config(tmp_path, "train_spec.lr=1", "train_spec.steps=7")) == first
-    assert digest(config(tmp_path, "train_spec.seed=1")) != first
+    assert digest(small_config(tmp_path, "train_spec.lr=1", "train_spec.steps=7")) == first
+    assert digest(small_config(tmp_path, "train_spec.seed=1")) != first
 
 
 # --- the data ---------------------------------------------------------------------------------------------------------
 
 
 def test_held_out_classes_are_not_trained_on(tmp_path: Path) -> None:
-    small = config(tmp_path)
+    small = small_config(tmp_path)
     images = parsers.training_images(small, CPU)
     assert (images.train.num_classes, images.held_out.num_classes) == (5, 3)
     assert not set(images.train.names) & set(images.held_out.names)
     assert images.train.images.shape[1:] == (20, 20)
     assert parsers.training_images(small, CPU).held_out.names == images.held_out.names
-    drawn = {parsers.training_images(config(tmp_path, f"train_spec.seed={n}"), CPU).held_out.names for n in range(4)}
+    drawn = {
+        parsers.training_images(small_config(tmp_path, f"train_spec.seed={n}"), CPU).held_out.names for n in range(4)
+    }
     assert len(drawn) > 1
 
 
 def test_without_held_out_classes_there_is_no_validation(tmp_path: Path) -> None:
-    small = config(tmp_path, "train_data.held_out_classes=0")
+    small = small_config(tmp_path, "train_data.held_out_classes=0")
     images = parsers.training_images(small, CPU)
     assert images.train.num_classes == 8
     assert parsers.validation_loader(small, images) is None
 
 
 def test_test_classes_are_others(tmp_path: Path) -> None:
-    small = config(tmp_path)
+    small = small_config(tmp_path)
     train, test = parsers.training_images(small, CPU), parsers.test_images(small, CPU)
     assert not set(test.names) & {*train.train.names, *train.held_out.names}
 
 
 def test_loaders_compose_what_the_configuration_says(tmp_path: Path) -> None:
-    small = config(tmp_path)
+    small = small_config(tmp_path)
     images = parsers.training_images(small, CPU)
     train = parsers.train_loader(small, images)
     assert train.at(0).x.shape[:2] == (2, 4) and train.at(0).memory.shape[:2] == (2, 4)
@@ -332,18 +339,18 @@ def test_loaders_compose_what_the_configuration_says(tmp_path: Path) -> None:
     assert validation is not None
     assert validation.at(0).x.shape[:2] == (8, 1)
     assert not torch.equal(train.at(0).x_index, train.at(1).x_index)
-    other = parsers.train_loader(config(tmp_path, "train_spec.seed=1"), images)
+    other = parsers.train_loader(small_config(tmp_path, "train_spec.seed=1"), images)
     assert not torch.equal(train.at(0).x_index, other.at(0).x_index)
 
 
 def test_cells_share_their_targets(tmp_path: Path) -> None:
-    small = config(tmp_path)
+    small = small_config(tmp_path)
     test = parsers.test_images(small, CPU)
     cells = [parsers.grid_episodes(small, test, c, m) for c, m in ((1, 1), (1, 3), (2, 3))]
     first, *others = [cell.batch(slice(None)).x_index for cell in cells]
     assert len(cells[0]) == 12
     assert all(torch.equal(first, other) for other in others)
-    assert len(parsers.grid_episodes(config(tmp_path, "test_spec.targets=null"), test, 1, 1)) == len(test.images)
+    assert len(parsers.grid_episodes(small_config(tmp_path, "test_spec.targets=null"), test, 1, 1)) == len(test.images)
 
 
 @pytest.mark.skipif("OMNIGLOT_ROOT" not in os.environ, reason="the environment variable OMNIGLOT_ROOT is not set")
@@ -371,7 +378,7 @@ def test_a_training_takes_as_many_gpus_as_its_batch_divides_among(tmp_path: Path
     one = f"{{weight: 1, timesteps: 3, max_img_per_class: 1, targets_per_memory: {more}}}"
     if more and batch % more:
         return
-    configured = config(
+    configured = small_config(
         tmp_path, f"train_data.batch_size={batch}", f"train_data.mixture={'null' if more is None else f'[{one}]'}"
     )
     images = parsers.training_images(configured, CPU)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import CPU
+from helpers.config import small_config
 from PIL import Image
-from small import CPU, config
 
 import parsers
 from models.vma.model import VMA
@@ -16,7 +17,7 @@ from runtime.randomness import StepNoise
 
 @pytest.fixture
 def model(tmp_path: Path) -> VMA:
-    return parsers.build_model(config(tmp_path), CPU)
+    return parsers.build_model(small_config(tmp_path), CPU)
 
 
 def noise() -> StepNoise:
@@ -51,7 +52,7 @@ def test_slots_are_the_memory_and_then_the_dummies(model: VMA) -> None:
 
 @pytest.mark.parametrize(("targets", "shown"), [("1", 1), ("4", 4), ("12", 6), ("null", 6)])
 def test_a_few_targets_from_all_over_are_shown(tmp_path: Path, targets: str, shown: int) -> None:
-    small = config(tmp_path, f"test_spec.targets={targets}")
+    small = small_config(tmp_path, f"test_spec.targets={targets}")
     grid = parsers.grid_episodes(small, parsers.test_images(small, CPU), 1, 3)
     rows = pictures.spread(grid).x_index[:, 0].tolist()
     every = grid.batch(slice(None)).x_index[:, 0].tolist()
@@ -60,7 +61,7 @@ def test_a_few_targets_from_all_over_are_shown(tmp_path: Path, targets: str, sho
 
 
 def test_the_grid_holds_the_images_black_on_white(tmp_path: Path, model: VMA) -> None:
-    small = config(tmp_path)
+    small = small_config(tmp_path)
     episodes = parsers.train_loader(small, parsers.training_images(small, CPU)).at(0)
     grid = pictures.episode_grid(model, episodes, noise())
     assert grid.dtype == np.uint8 and grid.shape == (2 * 22, (4 + 1 + 1 + 8) * 22)
@@ -74,7 +75,7 @@ def test_the_grid_holds_the_images_black_on_white(tmp_path: Path, model: VMA) ->
 
 @pytest.mark.parametrize("timesteps", [0, 12])
 def test_the_sample_sheet_is_written_for_every_memory_size(tmp_path: Path, model: VMA, timesteps: int) -> None:
-    small = config(tmp_path)
+    small = small_config(tmp_path)
     grid = parsers.grid_episodes(small, parsers.test_images(small, CPU), 1, timesteps)
     training = parsers.training_images(small, CPU).train.images
     path = tmp_path / "new" / "sheet.png"

@@ -12,22 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import (
-    ROOT,
-    arguments,
-    board,
-    config,
-    curves,
-    finish,
-    logged,
-    napping,
-    rows,
-    same_end,
-    start,
-    start_together,
-    tensorboard,
-    wait_for,
-)
+from helpers import ROOT
+from helpers.config import arguments, small_config
+from helpers.logs import curves, logged, rows, same_end
+from helpers.program import finish, start, start_together, wait_for, waiting_program
+from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 
 import commands
 import parsers
@@ -190,7 +179,7 @@ def test_a_single_process_that_torchrun_placed_starts_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parsers, "devices_of", lambda gpus, device: [torch.device("cuda", i) for i in range(4)])
-    one = commands.Run(config(tmp_path), "auto", None, None, StopRequest())
+    one = commands.Run(small_config(tmp_path), "auto", None, None, StopRequest())
     assert one.processes_to_start(train=False) == 4
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # by which a process expects the store to be there
     assert "TORCHELASTIC_USE_AGENT_STORE" not in launcher._environment(0, 2, 1)
@@ -202,14 +191,14 @@ def test_gpus_that_are_left_out_are_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(parsers, "devices_of", lambda gpus, device: [torch.device("cuda", i) for i in range(3)])
-    one = commands.Run(config(tmp_path), "auto", None, None, StopRequest())
+    one = commands.Run(small_config(tmp_path), "auto", None, None, StopRequest())
     assert one.processes_to_start(train=True) == 2  # two memories in a batch
     assert "2 of 3 GPUs are used" in caplog.text
 
 
 def test_one_process_writes(two: Path) -> None:
-    assert len(list(tensorboard(two).iterdir())) == 1
-    assert [step for step, _ in board(tensorboard(two))["train/bound"]] == list(range(1, 13))
+    assert len(list(tensorboard_folder(two).iterdir())) == 1
+    assert [step for step, _ in tensorboard_scalars(tensorboard_folder(two))["train/bound"]] == list(range(1, 13))
     assert not list(two.glob("*.part")) and not list(two.glob("*rank*"))
 
 
@@ -360,7 +349,7 @@ def test_a_full_disk_in_the_process_that_writes_stops_all(tmp_path: Path) -> Non
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
 )
 def test_a_signal_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two: Path, number: signal.Signals) -> None:
-    process = start_together(2, *napping(tmp_path, 4, *RUN))
+    process = start_together(2, *waiting_program(tmp_path, 4, *RUN))
     wait_for(logged(tmp_path, 4), process)
     began = time.monotonic()
     process.send_signal(number)
@@ -521,7 +510,7 @@ def test_torchrun_trains_and_tests(tmp_path: Path, two: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_torchrun_passes_signals_on(tmp_path: Path, two: Path, number: signal.Signals) -> None:
     command = torchrun(tmp_path, *RUN)
-    command[command.index("run.py") :] = napping(tmp_path, 4, *RUN)
+    command[command.index("run.py") :] = waiting_program(tmp_path, 4, *RUN)
     process = start(*command)
     wait_for(logged(tmp_path, 4), process)
     began = time.monotonic()

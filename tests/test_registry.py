@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from small import CPU, ROOT, config
+from helpers import CPU, ROOT
+from helpers.config import small_config
 
 import parsers
 from config import ConfigError
@@ -24,7 +25,7 @@ def test_a_configuration_is_checked_without_torch() -> None:
 
 @pytest.mark.parametrize("subset", ["train", "test"])
 def test_glyphs_are_as_many_as_the_record_says(tmp_path: Path, subset: str) -> None:
-    data = config(tmp_path).train_data
+    data = small_config(tmp_path).train_data
     images = DATA_SETS["glyphs"].load(data, subset)
     there = Counts(images.num_classes, int(images.counts.min()), len(images.images))
     assert DATA_SETS["glyphs"].counts(data, subset) == there
@@ -55,7 +56,7 @@ def of_dots(*more: str) -> tuple[str, ...]:
 
 @pytest.mark.usefixtures("toy")
 def test_one_record_carries_a_new_data_set_from_the_file_to_the_episodes(tmp_path: Path) -> None:
-    c = config(tmp_path, *of_dots())
+    c = small_config(tmp_path, *of_dots())
     images = parsers.training_images(c, CPU)
     assert (images.train.num_classes, images.held_out.num_classes) == (6, 3)
     assert parsers.train_loader(c, images).at(0).memory.shape == (2, 4, 20, 20)
@@ -79,7 +80,7 @@ def test_one_record_carries_a_new_data_set_from_the_file_to_the_episodes(tmp_pat
 )
 def test_the_configuration_is_checked_against_the_record(tmp_path: Path, override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config(tmp_path, *of_dots(override))
+        small_config(tmp_path, *of_dots(override))
     assert said in str(caught.value)
 
 
@@ -88,13 +89,13 @@ def test_classes_that_are_tested_are_not_held_out(tmp_path: Path, monkeypatch: p
     same = DataSet("dots", ("root",), DATA_SETS["dots"].count, same_classes=True)
     monkeypatch.setitem(DATA_SETS, "dots", same)
     with pytest.raises(ConfigError, match="3 classes cannot be held out where all classes of kind dots are tested"):
-        config(tmp_path, *of_dots())
-    assert config(tmp_path, *of_dots("train_data.held_out_classes=0")).train_data.held_out_classes == 0
+        small_config(tmp_path, *of_dots())
+    assert small_config(tmp_path, *of_dots("train_data.held_out_classes=0")).train_data.held_out_classes == 0
 
 
 @pytest.mark.usefixtures("toy")
 def test_what_only_reading_tells_is_checked_by_the_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DATA_SETS, "dots", DataSet("dots", ("root",)))
-    c = config(tmp_path, *of_dots("train_data.max_img_per_class=4", "test_spec.test_params.timesteps=[6]"))
+    c = small_config(tmp_path, *of_dots("train_data.max_img_per_class=4", "test_spec.test_params.timesteps=[6]"))
     with pytest.raises(Exception, match="max_img_per_class: 4 puts 4 images of a class into a memory"):
         parsers.train_loader(c, parsers.training_images(c, CPU))

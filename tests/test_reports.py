@@ -6,7 +6,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-from small import ROOT, config, main
+from helpers import ROOT
+from helpers.config import small_config
+from helpers.program import main
 
 import commands
 import config as configuration
@@ -88,13 +90,13 @@ def test_the_papers_numbers_stand_beside_its_likely_setting() -> None:
 
 
 def test_published_numbers_do_not_stand_beside_glyphs(tmp_path: Path) -> None:
-    text = tables.markdown([row(1, 1)], config(tmp_path, "test_spec.importance_num=1000"))
+    text = tables.markdown([row(1, 1)], small_config(tmp_path, "test_spec.importance_num=1000"))
     assert "paper" not in text.lower()
     assert "glyphs" in text
 
 
 def test_the_table_says_what_it_shows(tmp_path: Path) -> None:
-    text = tables.markdown([row(1, 1, 60)], config(tmp_path))
+    text = tables.markdown([row(1, 1, 60)], small_config(tmp_path))
     assert "ELBO@60" in text and "lower is better" in text and "nats per image" in text
     for said in ("glyphs", "official split", "20 x 20", "nearest-exact"):
         assert said in text
@@ -118,7 +120,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, float | int]], o
 
 def test_the_plot_has_one_line_for_each_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(c, m) for c in (2, 1) for m in (5, 1, 3)]
-    axis = drawn(monkeypatch, rows, config(tmp_path))
+    axis = drawn(monkeypatch, rows, small_config(tmp_path))
     labels = [container.get_label() for container in axis.containers]
     assert labels == ["C = 2, this model", "C = 1, this model"]
     for c, container in zip((2, 1), axis.containers, strict=True):
@@ -140,7 +142,7 @@ def test_the_plot_shows_published_lines_where_they_fit(monkeypatch: pytest.Monke
 
 def test_a_single_target_and_an_empty_memory_can_be_reported(tmp_path: Path) -> None:
     rows = [{**row(1, 0), "stderr": float("nan"), "targets": 1}]
-    tables.write_table(tmp_path / "table.csv", rows, config(tmp_path))
+    tables.write_table(tmp_path / "table.csv", rows, small_config(tmp_path))
     assert (tmp_path / "table.png").stat().st_size > 1000
 
 
@@ -159,7 +161,7 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.Mon
     figures: list[Any] = []
     monkeypatch.setattr(plt, "close", figures.append)
     rows = [log_row("train", 0), *(log_row("train", step) for step in range(2, 101)), log_row("validation", 50)]
-    tables.curves(rows, config(tmp_path, "train_data.batch_size=8"))
+    tables.curves(rows, small_config(tmp_path, "train_data.batch_size=8"))
     monkeypatch.undo()
     bound, terms, accuracy = figures[0].axes
     plt.close(figures[0])
@@ -177,7 +179,7 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_training_without_validation_is_drawn_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
     monkeypatch.setattr(plt, "close", figures.append)
-    tables.curves([log_row("train", step) for step in range(1, 9)], config(tmp_path))
+    tables.curves([log_row("train", step) for step in range(1, 9)], small_config(tmp_path))
     monkeypatch.undo()
     (figure,) = figures
     plt.close(figure)
@@ -192,5 +194,5 @@ def test_a_log_that_cannot_be_drawn_does_not_end_a_training(
 ) -> None:
     assert main(tmp_path, "--train", "train_spec.steps=1") == 0
     (tmp_path / "log.jsonl").write_text(content)
-    commands.Run(config(tmp_path), None, None, None, StopRequest())._draw_curves()
+    commands.Run(small_config(tmp_path), None, None, None, StopRequest())._draw_curves()
     assert bool(caplog.records) == bool(content)

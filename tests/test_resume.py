@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import ROOT, board, count_seconds, curves, logged, main, rows, same_end, same_weights, tensorboard
+from helpers import ROOT
+from helpers.logs import curves, logged, rows, same_end, same_weights
+from helpers.program import main
+from helpers.tensorboard import tensorboard_clock, tensorboard_folder, tensorboard_scalars
 
 import commands
 import config as configuration
@@ -222,13 +225,16 @@ def test_all_that_a_run_consists_of_is_resumed(
 def test_a_run_may_be_stopped_many_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
 ) -> None:
-    count_seconds(monkeypatch)
+    tensorboard_clock(monkeypatch)
     for step in (1, 2, 5, 8):
         stopped(monkeypatch, tmp_path, "plain", ("train", step, 0))
     assert main(tmp_path, "--train") == 0
     assert curves(tmp_path) == curves(whole("plain"))
     assert same_end(tmp_path, whole("plain"))
-    seen, expected = board(tensorboard(tmp_path)), board(tensorboard(whole("plain")))
+    seen, expected = (
+        tensorboard_scalars(tensorboard_folder(tmp_path)),
+        tensorboard_scalars(tensorboard_folder(whole("plain"))),
+    )
     assert seen.keys() == expected.keys()
     for tag in expected:
         assert [step for step, _ in seen[tag]] == [step for step, _ in expected[tag]], tag
@@ -239,7 +245,7 @@ def test_a_run_may_be_stopped_many_times(
 def test_a_second_signal_leaves_the_state_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
 ) -> None:
-    count_seconds(monkeypatch)
+    tensorboard_clock(monkeypatch)
     with monkeypatch.context() as patch:
         SignalAt(patch, "train", 6, 0, signal.SIGINT)
         SignalAt(patch, "train", 6, 0, signal.SIGINT)
@@ -249,7 +255,7 @@ def test_a_second_signal_leaves_the_state_before(
     assert main(tmp_path, "--train") == 0
     assert curves(tmp_path) == curves(whole("plain"))
     assert same_end(tmp_path, whole("plain"))
-    assert [step for step, _ in board(tensorboard(tmp_path))["train/loss"]] == list(range(1, 11))
+    assert [step for step, _ in tensorboard_scalars(tensorboard_folder(tmp_path))["train/loss"]] == list(range(1, 11))
 
 
 def test_a_validation_is_there_once_after_two_sessions_that_ended_around_it(
@@ -365,13 +371,13 @@ def test_another_scheduler_argument_is_a_difference(tmp_path: Path, capsys: pyte
 def test_restart_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    count_seconds(monkeypatch)
+    tensorboard_clock(monkeypatch)
     assert main(tmp_path, "--train", "train_spec.lr=1e-4") == 0
     assert main(tmp_path, "--train", "--restart") == 0
     assert "resuming" not in capsys.readouterr().out
     assert curves(tmp_path) == curves(whole("plain"))
     assert same_end(tmp_path, whole("plain"))
-    assert [step for step, _ in board(tensorboard(tmp_path))["train/loss"]] == list(range(1, 11))
+    assert [step for step, _ in tensorboard_scalars(tensorboard_folder(tmp_path))["train/loss"]] == list(range(1, 11))
 
 
 @pytest.mark.parametrize("begun", [False, True])

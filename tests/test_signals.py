@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from small import listening
+from helpers.program import listening
 
 from runtime.signals import Stopped, StoppedAtOnce, StopRequest
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import ROOT, arguments, as_it_was, main, text
+from helpers import ROOT
+from helpers.config import arguments, small_yaml
+from helpers.program import main, process_restored
 from torch import Tensor
 
 import config as configuration
@@ -30,7 +32,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(autouse=True)
 def nothing_changes() -> Iterator[None]:
-    with as_it_was():
+    with process_restored():
         yield
 
 
@@ -232,7 +234,7 @@ def test_one_batch_has_no_variance(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def listed(folder: Path, content: str) -> Path:
-    (folder / "small.yaml").write_text(text(folder))
+    (folder / "small.yaml").write_text(small_yaml(folder))
     path = folder / "list.yaml"
     path.write_text(content.format(config=folder / "small.yaml"))
     return path
@@ -428,7 +430,7 @@ def test_the_generalisation_study_end_to_end(tmp_path: Path, capsys: pytest.Capt
     named = ["--checkpoint", str(two), "--checkpoint", str(one), "--device", "cpu", "--output", str(output)]
     sizes = ["--targets", "6", "--samples", "5", "--memory", "3", "--classes", "2"]
     given = arguments(tmp_path)
-    Path(given[1]).write_text(text(tmp_path).replace("importance_num: 60", "importance_num: 60, metric: elbo@60"))
+    Path(given[1]).write_text(small_yaml(tmp_path).replace("importance_num: 60", "importance_num: 60, metric: elbo@60"))
     assert generalisation.main([*given, *named, *sizes]) == 0
     found = rows(output / "generalisation.csv")
     assert [(row["checkpoint"], row["targets_seen"], row["subset"]) for row in found] == [

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from small import CPU, Toy, ToyBatches, rows, toy_logger, toy_trainer
+from helpers import CPU
+from helpers.logs import rows
+from helpers.toys import Toy, ToyBatches, toy_logger, toy_trainer
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 

@@ -19,8 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
+from helpers.config import small_config, small_yaml
+from helpers.faults import MakesFolder
+from helpers.program import main
 from PIL import Image
-from small import ROOT, Makes, config, main, text
 
 import parsers
 from data import _torchvision, omniglot
@@ -53,7 +56,7 @@ for name in sys.argv[1:]:
 """
 
 
-WHOLE = text(Path("runs"))
+WHOLE = small_yaml(Path("runs"))
 SEVERAL = (
     WHOLE.replace("latent_dim: 4", "latent_dmi: 4")
     .replace("batch_size: 8, timesteps: 4", "batch_size: 8, timesteps: 5", 1)
@@ -216,7 +219,7 @@ def flipped(path: Path) -> None:
 
 
 def objects(path: Path) -> None:
-    malice = np.array([Makes(path.parent.parent / "canary")], dtype=object)
+    malice = np.array([MakesFolder(path.parent.parent / "canary")], dtype=object)
     np.savez(path, images=malice, labels=malice)
 
 
@@ -344,7 +347,7 @@ def test_what_would_stop_the_test_is_found_before_the_training(
 
 def test_nothing_in_the_files_has_a_prefix(copy: Path) -> None:
     """The names are those of a model as it is built, without one of a wrapper around it."""
-    expected = parsers.build_model(config(copy), torch.device("cpu")).state_dict().keys()
+    expected = parsers.build_model(small_config(copy), torch.device("cpu")).state_dict().keys()
     for name in ("vma.pt", "vma.last.pt"):
         assert checkpoints.load(copy / name)["model"].keys() == expected
 

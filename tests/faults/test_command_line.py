@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import ROOT, arguments, as_it_was, finish, main, start, start_program
+from helpers import ROOT
+from helpers.config import arguments
+from helpers.program import finish, main, process_restored, start, start_program
 
 from runtime import checkpoints
 
@@ -16,7 +18,7 @@ def answer(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str]:
     """Exit status and stderr of a command line, run in this process."""
     import run
 
-    with as_it_was():
+    with process_restored():
         try:
             status = run.main(list(line))
         except SystemExit as left:

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.faults import MakesFolder
+from helpers.logs import curves, same_end
+from helpers.program import main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small import Makes, curves, main, same_end
 
 import evaluator
 from evaluator import CellStore
@@ -41,11 +43,11 @@ def flipped(path: Path) -> None:
 
 
 def malicious(path: Path) -> None:
-    path.write_bytes(pickle.dumps(Makes(path.parent / "canary")))
+    path.write_bytes(pickle.dumps(MakesFolder(path.parent / "canary")))
 
 
 def malicious_for_torch(path: Path) -> None:
-    torch.save({"config": Makes(path.parent / "canary")}, path)
+    torch.save({"config": MakesFolder(path.parent / "canary")}, path)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -182,7 +184,7 @@ def test_truncated_cells_are_no_trouble(store: bytes, tmp_path: Path, where: flo
 
 def test_objects_in_the_cells_are_not_unpickled(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    np.savez(tmp_path / "table.npz", **{"C=1 M=1/key": np.array(Makes(canary), dtype=object)})  # type: ignore[arg-type]
+    np.savez(tmp_path / "table.npz", **{"C=1 M=1/key": np.array(MakesFolder(canary), dtype=object)})  # type: ignore[arg-type]
     assert CellStore(tmp_path / "table.csv", KEY).get("C=1 M=1") is None
     assert not canary.exists()
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import board, curves, files_of_at_most, main, rows, tensorboard
+from helpers.faults import files_of_at_most
+from helpers.logs import curves, rows
+from helpers.program import main
+from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 
 from data.episodes import EpisodeLoader, Episodes
 from runtime import checkpoints
@@ -103,6 +106,6 @@ def test_a_full_file_system_ends_the_training_with_its_state_whole(
         assert main(folder, "--train", "train_spec.steps=8") == 0
         steps = sorted(row["step"] for row in rows(folder, "train"))
         assert steps == list(range(1, 9))
-        assert [step for step, _ in board(tensorboard(folder))["train/loss"]] == steps
+        assert [step for step, _ in tensorboard_scalars(tensorboard_folder(folder))["train/loss"]] == steps
     finally:
         subprocess.run(["umount", str(folder)], check=True)

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
-from small import arguments, board, finish, rows, start, tensorboard
+from helpers.config import arguments
+from helpers.logs import rows
+from helpers.program import finish, start
+from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 
 from runtime import checkpoints
 
@@ -24,13 +27,13 @@ def test_tensorboard_that_meets_a_full_disk_is_one_warning(tmp_path: Path) -> No
     line = arguments(tmp_path, "--train", *RUN, "train_spec.steps=16")
     status, _, err = finish(start("-c", _LIMITED, "52000", *line))
     assert status == 0, err
-    (events,) = tensorboard(tmp_path).iterdir()
+    (events,) = tensorboard_folder(tmp_path).iterdir()
     assert events.stat().st_size <= 52_000
     assert err.count("the log cannot be written") == 1
     assert not any(word in err for word in ("Traceback", "Exception", "Error "))
     assert [row["step"] for row in rows(tmp_path, "train")] == list(range(1, 17))  # the other log goes on
     assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 16
-    shown = [step for step, _ in board(tensorboard(tmp_path))["train/loss"]]
+    shown = [step for step, _ in tensorboard_scalars(tensorboard_folder(tmp_path))["train/loss"]]
     assert shown == list(range(1, len(shown) + 1)) and len(shown) < 16  # what was written can be read
 
 
@@ -42,4 +45,4 @@ def test_a_log_that_meets_a_full_disk_is_one_warning(tmp_path: Path) -> None:
     status, _, err = finish(start("-c", _LIMITED, "52000", *line, "--restart"))
     assert status == 0, err
     assert "Traceback" not in err
-    assert len(board(tensorboard(tmp_path))["train/loss"]) == 4
+    assert len(tensorboard_scalars(tensorboard_folder(tmp_path))["train/loss"]) == 4

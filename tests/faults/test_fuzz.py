@@ -27,10 +27,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import ROOT
+from helpers.faults import MakesFolder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small import ROOT, Makes
 
 import config
 from config import ConfigError
@@ -434,7 +435,7 @@ def odd_array(malice: bytes, whole: bytes, c: Choices) -> bytes:
 
 def malicious_array(canary: Path) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, np.array([Makes(canary)], dtype=object), allow_pickle=True)
+    np.save(buffer, np.array([MakesFolder(canary)], dtype=object), allow_pickle=True)
     return buffer.getvalue()
 
 
@@ -623,10 +624,10 @@ def sealed(content: bytes) -> bytes:
 def malicious_pickles(canary: Path) -> list[bytes]:
     """As a checkpoint's `data.pkl`."""
     buffer = io.BytesIO()
-    torch.save({"config": Makes(canary)}, buffer)
+    torch.save({"config": MakesFolder(canary)}, buffer)
     with zipfile.ZipFile(buffer) as whole:
         for_torch = next(whole.read(name) for name in whole.namelist() if name.endswith("data.pkl"))
-    return [for_torch, *(pickle.dumps({"config": Makes(canary)}, protocol) for protocol in range(6))]
+    return [for_torch, *(pickle.dumps({"config": MakesFolder(canary)}, protocol) for protocol in range(6))]
 
 
 @cases

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import board, curves, finish, logged, main, napping, same_end, start, start_program, tensorboard, wait_for
+from helpers.logs import curves, logged, same_end
+from helpers.program import finish, main, start, start_program, wait_for, waiting_program
+from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 
 from runtime import checkpoints
 
@@ -24,7 +26,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_the_same(folder: Path, whole: Path) -> None:
     assert curves(folder) == curves(whole)
     assert same_end(folder, whole)
-    seen, expected = board(tensorboard(folder)), board(tensorboard(whole))
+    seen, expected = tensorboard_scalars(tensorboard_folder(folder)), tensorboard_scalars(tensorboard_folder(whole))
     assert {tag: [step for step, _ in curve] for tag, curve in seen.items()} == {
         tag: [step for step, _ in curve] for tag, curve in expected.items()
     }
@@ -41,7 +43,7 @@ def loads(folder: Path) -> None:
     "step", [pytest.param(2, marks=pytest.mark.slow), 12, pytest.param(16, marks=pytest.mark.slow)]
 )
 def test_a_killed_training_goes_on(tmp_path: Path, whole: Path, step: int) -> None:
-    process = start(*napping(tmp_path, step, "--train", *RUN, for_ever=True))
+    process = start(*waiting_program(tmp_path, step, "--train", *RUN, for_ever=True))
     wait_for(logged(tmp_path, step), process)
     process.kill()
     assert finish(process)[0] == -9

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
-from small import arguments, curves, finish, main, rows, same_end, start
+from helpers.config import arguments
+from helpers.logs import curves, rows, same_end
+from helpers.program import finish, main, start
 
 from runtime import checkpoints
 

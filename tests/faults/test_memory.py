@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import arguments, finish, main, start
+from helpers.config import arguments
+from helpers.program import finish, main, start
 
 from data.episodes import EpisodeLoader, Episodes
 

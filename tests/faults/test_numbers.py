@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import curves, main, same_end
+from helpers.logs import curves, same_end
+from helpers.program import main
 from torch import Tensor
 
 from models.vma.model import VMA

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from small import arguments, as_it_was, curves, finish, logged, main, napping, same_end, start, start_program, wait_for
+from helpers.config import arguments
+from helpers.logs import curves, logged, same_end
+from helpers.program import finish, main, process_restored, start, start_program, wait_for, waiting_program
 
 import run
 from data.episodes import EpisodeLoader, Episodes
@@ -27,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_a_training_saves_it(tmp_path: Path, whole: Path, number: signal.Signals) -> None:
-    process = start(*napping(tmp_path, 9, "--train", *LONG))
+    process = start(*waiting_program(tmp_path, 9, "--train", *LONG))
     wait_for(logged(tmp_path, 9), process)
     if number == signal.SIGTERM:
         assert main(tmp_path, "--train", *LONG) == 2  # the checkpoint is held by that process
@@ -68,7 +70,7 @@ def test_the_printed_command_goes_on_with_the_run(
 
     monkeypatch.setattr(EpisodeLoader, "at", at)
     monkeypatch.setattr(sys, "argv", ["run.py", *arguments(folder, "--train", "--restart", scheduler)])
-    with as_it_was():
+    with process_restored():
         assert run.main() == 143
     line = resume_line(capsys.readouterr().err)
     assert line == arguments(folder, "--train", scheduler)
@@ -77,7 +79,7 @@ def test_the_printed_command_goes_on_with_the_run(
 @pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     seldom = ("train_spec.steps=1000", "train_spec.val_every=1000", "train_spec.save_every=1000")
-    process = start(*napping(tmp_path, 3, "--train", *seldom, for_ever=True))
+    process = start(*waiting_program(tmp_path, 3, "--train", *seldom, for_ever=True))
     wait_for(logged(tmp_path, 3), process)
     process.send_signal(signal.SIGINT)
     wait_for((tmp_path / "heard").exists, process)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.config import arguments
+from helpers.logs import logged
+from helpers.program import finish, start, start_program, wait_for
 from PIL import Image
-from small import arguments, finish, logged, start, start_program, wait_for
 
 from data.omniglot import DRAWERS, PARTS, alphabet_of
 from runtime import checkpoints
