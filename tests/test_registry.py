@@ -1,13 +1,12 @@
 """A data set is one record: what the configuration allows, what it is checked against, and what is read."""
 
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from helpers import CPU, ROOT
+from helpers import CPU
 from helpers.config import small_config
 
 import parsers
@@ -16,11 +15,6 @@ from data.images import ClassImages
 from data.registry import DATA_SETS, Counts, DataSet
 
 SECTIONS = ("train_data", "val_data", "test_data")
-
-
-def test_a_configuration_is_checked_without_torch() -> None:
-    code = "import sys, config, data.registry, data.composition; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("subset", ["train", "test"])
