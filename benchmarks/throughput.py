@@ -5,25 +5,23 @@
 writes `runs/throughput/<device>.json` and `.png`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
+import os
+import platform
+import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import config as configuration
 from run import Parser
 from run import device as device_name
 from runtime.errors import UserError
 from runtime.files import write_atomically
-
-if TYPE_CHECKING:
-    from benchmarks.subjects import Benchmark
 
 PARTS = ("speed", "growth", "start", "processes")
 _CPU_BATCH = 32  # targets in a step, few enough for the naive program too
@@ -34,22 +32,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", type=Path, default=Path("configs/vma.yaml"), metavar="YAML", help="what is measured")
     p.add_argument("--device", type=device_name, default="auto", metavar="auto|cpu|cuda|cuda:N", help="where")
     p.add_argument("--naive", type=Path, metavar="FILE", help="a program to compare with, which prints its rates")
-    p.add_argument("--seconds", type=_positive, default=5.0, metavar="S", help="length of a measurement (5)")
+    p.add_argument("--seconds", type=float, default=5.0, metavar="S", help="length of a measurement (5)")
     p.add_argument("--rounds", type=int, default=3, metavar="R", help="measurements of each rate (3)")
-    p.add_argument("--batch", type=int, metavar="B",
-                   help=f"targets in a step of training ({_CPU_BATCH} on the CPU, else as configured)")  # fmt: skip
     p.add_argument("--parts", default=",".join(PARTS), metavar=",".join(PARTS), help="what is measured, all by default")
     p.add_argument("--output", type=Path, default=Path("runs/throughput"), metavar="DIR", help="where files go")
     p.add_argument("--quick", action="store_true", help="one short round of few sizes: a trial, not a measurement")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                   help="override a key of the configuration; may be repeated")  # fmt: skip
+                   help=f"override a key; without one train_data.batch_size is {_CPU_BATCH} on the CPU")  # fmt: skip
     return p
-
-
-def _positive(text: str) -> float:
-    if not 0 < float(text) < 1e6:
-        raise ValueError(text)
-    return float(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,8 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = p.parse_args(arguments)
     if unknown := set(args.parts.split(",")) - set(PARTS):
         p.error(f"--parts: {sorted(unknown)[0]!r} is none of {', '.join(PARTS)}")
-    if args.rounds < 1:
-        p.error(f"--rounds: {args.rounds} is not positive")
+    for name in ("rounds", "seconds"):
+        if not 0 < getattr(args, name) < 1e6:
+            p.error(f"--{name}: {getattr(args, name)} is not positive")
+    if args.naive and not args.naive.is_file():
+        print(f"--naive {args.naive}: there is no such file; name a program that prints its rates", file=sys.stderr)
+        return 3
     if args.quick:
         args.rounds, args.seconds = 1, min(args.seconds, 0.5)
     try:
@@ -73,104 +67,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace) -> int:
     """The exit status: 1 where a part gave no numbers.  Raises UserError and OSError."""
-    import torch
-
     import parsers
-    from benchmarks import figure, hardware, report, speed, subjects
+    from benchmarks import parts, report, work
 
-    device, say = parsers.device_of("auto", args.device), speaker()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # graphs are captured on the current one
-    batch = args.batch or (_CPU_BATCH if device.type == "cpu" else None)
-    overrides = [*args.overrides, *([f"train_data.batch_size={batch}"] if batch else [])]
-    benchmark = subjects.benchmark(args.config, overrides, device, args.rounds, args.seconds, args.quick)
-    parts = chosen_parts(args, benchmark, say)
-    whole = configuration.load(args.config, args.overrides)
-    say(f"{hardware.name_of(device)}: images of kind {benchmark.config.train_data.kind}")
-    path = args.output / f"{hardware.name_of(device)}.json"
-    results: dict[str, Any] = {
-        "complete": False,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "settings": settings(benchmark, args.naive),
-        "hardware": hardware.hardware(device),
-        "software": hardware.software(device),
+    device, started = parsers.device_of("auto", args.device), time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {line}", file=sys.stderr, flush=True)
+
+    batch = [f"train_data.batch_size={_CPU_BATCH}"] if device.type == "cpu" else []
+    benchmark = work.benchmark(args.config, [*batch, *args.overrides], device, args.rounds, args.seconds, args.quick)
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "speed": lambda: parts.measure_speed(benchmark, args.naive, say),
+        "growth": lambda: parts.measure_growth(benchmark, say),
+        "start": lambda: parts.measure_start(benchmark, say),
+        "processes": lambda: parts.measure_processes(benchmark, say),
     }
-    for part, measure in parts.items():
+    wanted = [name for name in PARTS if name in args.parts.split(",")]
+    if "growth" in wanted:
+        parts.plan(benchmark)  # what is wrong shows before minutes of measuring
+    results = {"complete": False} | described(benchmark, args.naive)
+    name = re.sub(r"[^a-z0-9]+", "-", results["hardware"].get("gpu", "cpu").lower()).strip("-")
+    path = args.output / f"{name}.json"
+    say(f"{name}: images of kind {benchmark.config.train_data.kind}")
+    for part in wanted:
         say(f"--- {part}")
-        results[part] = attempted(measure)
+        try:
+            results[part] = measures[part]()
+        except parts.BenchmarkError as error:  # what the other parts took minutes to measure is not lost
+            say(str(error))
+            results[part] = {"error": str(error)}
         if part == "speed" and "error" not in results[part]:
+            whole = configuration.load(args.config, args.overrides)
             targets = whole.train_spec.steps * whole.train_data.batch_size
-            results["whole_runs"] = speed.whole_runs(results[part], targets)
-        write(path, results)  # what there is, should a later part be interrupted
-    results["complete"] = not any("error" in results[part] for part in parts)
-    write(path, results)
-    write_atomically(path.with_suffix(".png"), figure.draw(results))
+            results["whole_runs"] = parts.whole_runs(results[part], targets)
+        results["complete"] = all("error" not in results.get(name, "error") for name in wanted)
+        write_atomically(path, (json.dumps(results, indent=2) + "\n").encode())
+    write_atomically(path.with_suffix(".png"), report.draw(results))
     print(report.table(results), end="")
     print(f"written: {path}, {path.with_suffix('.png')}")
     return 0 if results["complete"] else 1
 
 
-def chosen_parts(
-    args: argparse.Namespace, benchmark: Benchmark, say: Callable[[str], None]
-) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What is to be measured, in order.  Raises UserError where something would not work after minutes."""
-    from benchmarks import growth, program, speed
-    from benchmarks.naive import Naive
+def described(benchmark: Any, naive: Path | None) -> dict[str, Any]:
+    """What was measured, how, when and on what."""
+    import torch
 
-    data = benchmark.config.train_data
-    naive = Naive(args.naive, benchmark.device, data.batch_size, data.timesteps, args.seconds) if args.naive else None
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "speed": lambda: speed.measure(benchmark, naive, say),
-        "growth": lambda: growth.measure(benchmark, say),
-        "start": lambda: program.first_step(benchmark, say),
-        "processes": lambda: program.processes_table(benchmark, say),
-    }
-    if "growth" in args.parts.split(","):
-        growth.plan(benchmark)
-    return {part: measure for part, measure in parts.items() if part in args.parts.split(",")}
-
-
-def settings(benchmark: Benchmark, naive: Path | None) -> dict[str, Any]:
-    """What was measured, and how."""
-    data = benchmark.config.train_data
-    return {
+    config, data = benchmark.config, benchmark.config.train_data
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    settings = {
         "config": str(benchmark.path),
         "overrides": list(benchmark.overrides),
         "images": data.kind,
         "side": {"unit": "pixels", "value": data.resize},
         "batch": {"unit": "targets", "value": data.batch_size},
         "memory": {"unit": "images", "value": data.timesteps},
-        "targets_per_memory": data.targets_per_memory,
-        "importance_num": benchmark.config.model.importance_num,
-        "precision": benchmark.config.train_spec.precision,
+        "precision": config.train_spec.precision,
         "rounds": benchmark.rounds,
         "seconds": {"unit": "s", "value": benchmark.seconds},
         "quick": benchmark.quick,
         "naive": naive.name if naive else None,
     }
-
-
-def attempted(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The results, or the reason why there are none: what the other parts took minutes to measure is not lost."""
-    from benchmarks.measure import BenchmarkError
-
-    try:
-        return measure()
-    except BenchmarkError as error:
-        print(error, file=sys.stderr)
-        return {"error": str(error)}
-
-
-def write(path: Path, results: Mapping[str, Any]) -> None:
-    """The results as JSON.  Raises OSError."""
-
-    write_atomically(path, (json.dumps(results, indent=2) + "\n").encode())
-
-
-def speaker() -> Callable[[str], None]:
-    """Prints lines with the seconds since now before them, for whoever waits."""
-    started = time.monotonic()
-    return lambda line: print(f"{time.monotonic() - started:6.1f} s  {line}", file=sys.stderr, flush=True)
+    hardware: dict[str, Any] = {
+        "cpu": next(iter(re.findall(r"^model name\s*: (.+)$", info, re.MULTILINE)), platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+    }
+    software = {"python": platform.python_version(), "torch": torch.__version__}
+    if benchmark.device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(benchmark.device)
+        software["cuda"] = str(torch.version.cuda)
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return {"date": date, "settings": settings, "hardware": hardware, "software": software}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,331 @@
+"""The parts of the benchmark: speed, growth with M and K, start, and two processes.
+
+The naive program that speed is compared with is another one, an obvious implementation that is not part of this
+repository.  It is called with `--device cpu|cuda:N --batch B --memory M --seconds S` and must print
+`train_targets_per_s RATE` and, for memories of 1 and 19, `eval_targets_per_s memory=M RATE`.
+"""
+
+import ctypes
+import gc
+import json
+import multiprocessing
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.work import Benchmark, Floor, Work, rate, scoring, training
+from runtime.errors import DataError
+
+Say = Callable[[str], object]
+Rates = Mapping[str, float]  # name of what was measured -> targets per second
+
+
+class BenchmarkError(Exception):
+    """A part of the benchmark did not give its numbers."""
+
+
+def quantity(unit: str, rounds: Sequence[float]) -> dict[str, Any]:
+    """One quantity, measured in several rounds."""
+    return {"unit": unit, "median": statistics.median(rounds), "rounds": list(rounds)}
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+TEST_MEMORIES = (1, 19)
+TEST_SAMPLES = 1000  # K of the published test
+PUBLISHED_TARGETS = 13_180  # evaluation images, the targets of every cell
+PUBLISHED_MEMORIES = 2 * (1, 2, 3, 4, 5, 10, 19)  # M of every cell
+
+_NUMBER = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
+
+
+def measure_speed(benchmark: Benchmark, naive: Path | None, say: Say) -> dict[str, Any]:
+    """Everything in turn, round after round.  Raises DataError where the naive program does not do as it should."""
+    works = subjects(benchmark)
+    floors = {key: Floor(work) for key, (*_, work) in works.items()}
+    tasks: dict[str, Callable[[], Rates]] = {}
+    if naive is not None:
+        tasks["naive"] = partial(naive_rates, naive, benchmark)  # first, so that its mistakes show at once
+    for key, (*_, work) in works.items():
+        for name, call in ((key, work), (f"{key} floor", floors[key])):
+            tasks[name] = partial(_rate, name, call, work.targets, benchmark.seconds)
+    rates = {name: quantity("targets/s", values) for name, values in in_turn(tasks, benchmark.rounds, say).items()}
+    return {
+        key: {
+            "title": title,
+            "ours": (ours := rates[key]),
+            "networks_alone": (floor := rates[f"{key} floor"]),
+            "share_of_floor": ours["median"] / floor["median"],
+            "naive": (other := rates.get(beside)),
+            "times_naive": ours["median"] / other["median"] if other else None,
+            "rows_of_floor": floors[key].rows,
+        }
+        for key, (title, beside, _) in works.items()
+    }
+
+
+def subjects(benchmark: Benchmark) -> dict[str, tuple[str, str, Work]]:
+    """Title, rate of the naive program to compare with, and work; training shares memories as configured, and not."""
+    precision, found = benchmark.config.train_spec.precision, {}
+    for t in {benchmark.config.train_data.targets_per_memory: None, 1: None}:
+        work = training(benchmark.variant(f"train_data.targets_per_memory={t}"), benchmark.device)
+        title = f"training, {f'{t} targets share a memory' if t > 1 else 'no sharing'}, {precision}"
+        found["train_shared" if t > 1 else "train_unshared"] = title, "naive train", work
+    for m in TEST_MEMORIES:
+        work = scoring(benchmark.config, benchmark.device, m, TEST_SAMPLES)
+        found[f"test_M{m}"] = f"ELBO@{TEST_SAMPLES}, M = {m}", f"naive test M={m}", work
+    return found
+
+
+def _rate(name: str, call: Callable[[], object], targets: int, seconds: float) -> Rates:
+    return {name: rate(call, targets, seconds)}
+
+
+def in_turn(tasks: Mapping[str, Callable[[], Rates]], rounds: int, say: Say) -> dict[str, list[float]]:
+    """Run every task once a round, every other round in reverse order -> each value of each round, by its name.
+
+    The reversal cancels a drift of the machine's speed to first order.
+    """
+    found: dict[str, list[float]] = {}
+    for number in range(rounds):
+        for name in list(tasks) if number % 2 == 0 else reversed(list(tasks)):
+            for key, value in tasks[name]().items():
+                found.setdefault(key, []).append(value)
+                say(f"round {number + 1} of {rounds}: {key}: {value:.4g}")
+    return found
+
+
+def whole_runs(speed: Mapping[str, Any], training_targets: int) -> dict[str, Any]:
+    """Hours that the whole training and the whole published test would take at the measured rates.
+
+    Seconds per target of the test are taken to be linear in M.
+    """
+    trainings = [row for key, row in speed.items() if key.startswith("train")]
+    seconds = {row["title"]: training_targets / row["ours"]["median"] for row in trainings}
+    found = {title: {"unit": "h", "value": s / 3600, "targets": training_targets} for title, s in seconds.items()}
+    few, many = TEST_MEMORIES
+    fast, slow = (1 / speed[f"test_M{m}"]["ours"]["median"] for m in TEST_MEMORIES)
+    a_target = sum(fast + (slow - fast) * (m - few) / (many - few) for m in PUBLISHED_MEMORIES)
+    hours, cells = PUBLISHED_TARGETS * a_target / 3600, len(PUBLISHED_MEMORIES)
+    test = {"unit": "h", "value": hours, "targets": PUBLISHED_TARGETS * cells}
+    return {**found, f"published test, {cells} cells, ELBO@{TEST_SAMPLES}": test}
+
+
+def naive_rates(path: Path, benchmark: Benchmark) -> Rates:
+    """Run the naive program once, with as many threads as this process.  Raises DataError where it fails."""
+    data, device = benchmark.config.train_data, benchmark.device
+    command = [sys.executable, str(path), "--device", str(device), "--batch", str(data.batch_size)]
+    command += ["--memory", str(data.timesteps), "--seconds", str(benchmark.seconds)]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it printed no reason"])[-1]
+        raise DataError(f"--naive {path}: ended with exit status {done.returncode}: {last}")
+    return parse(done.stdout, path)
+
+
+def parse(output: str, path: Path) -> Rates:
+    """The rates in what the naive program printed.  Raises DataError."""
+    test = dict(re.findall(rf"^eval_targets_per_s memory=([0-9]+) {_NUMBER}$", output, re.MULTILINE))
+    try:
+        (train,) = re.findall(rf"^train_targets_per_s {_NUMBER}$", output, re.MULTILINE)
+        rates = {"naive train": float(train), **{f"naive test M={m}": float(test[str(m)]) for m in TEST_MEMORIES}}
+        if min(rates.values()) <= 0:
+            raise ValueError
+    except (KeyError, ValueError):
+        raise DataError(
+            f"--naive {path}: it printed {output.strip()[:200]!r} and not one line `train_targets_per_s RATE` "
+            f"and lines `eval_targets_per_s memory=M RATE` for M = {' and '.join(map(str, TEST_MEMORIES))}"
+        ) from None
+    return rates
+
+
+# --- growth -----------------------------------------------------------------------------------------------------------
+
+MIB = 2**20
+_SECONDS = 2.0  # a measurement, at most
+
+
+class Point(NamedTuple):
+    """A training with these overrides or, where K is given, a test with this M and K."""
+
+    overrides: tuple[str, ...]
+    memory: int = 0
+    k: int = 0
+
+
+class Series(NamedTuple):
+    """Points along an axis, M or K, and what stays the same."""
+
+    axis: str
+    fixed: str
+    points: dict[int, Point]
+
+
+def plan(benchmark: Benchmark) -> dict[str, Series]:
+    """The series by name.  Raises UserError where batch and sharing do not fit their memories."""
+    batch, t = benchmark.config.train_data.batch_size, benchmark.config.train_data.targets_per_memory
+    few, memories, many = (4, 16, 64), (8, 32, 128, 512), (50, 1000, 4000)
+    if benchmark.quick:
+        few, memories, many = few[:2], memories[:2], (50, 100)  # type: ignore[assignment]
+    unshared = f"training, no sharing, batch {max(1, batch // 4)}, K = 4"
+    shared = f"training, {t} targets share a memory, batch {batch}, M = 32"
+    series = {
+        "train_M": Series("M", unshared, {m: _training(max(1, batch // 4), 1, m=m) for m in memories}),
+        "train_K": Series("K", shared, {k: _training(batch, t, k=k) for k in few}),
+        "test_M": Series("M", f"test, K = {many[1]}", {m: Point((), m, many[1]) for m in memories}),
+        "test_K": Series("K", "test, M = 19", {k: Point((), 19, k) for k in many}),
+    }
+    for one in series.values():
+        for point in one.points.values():
+            benchmark.variant(*point.overrides)
+    return series
+
+
+def _training(batch: int, t: int, m: int = 32, k: int = 4) -> Point:
+    data = {"max_batch_cls": "null", "max_img_per_class": 4, "exact": "true", "timesteps": m, "batch_size": batch}
+    data["targets_per_memory"] = t
+    return Point((*(f"train_data.{key}={value}" for key, value in data.items()), f"model.importance_num={k}"))
+
+
+def measure_growth(benchmark: Benchmark, say: Say) -> dict[str, Any]:
+    """Targets/s and peak MiB of every point.  Raises BenchmarkError."""
+    found: dict[str, Any] = {}
+    for name, (axis, fixed, plans) in plan(benchmark).items():
+        points = []
+        for value, point in plans.items():
+            values = in_fresh_process(at, point, benchmark, torch.get_num_threads())
+            points.append({"value": value, **values})
+            say(f"{name} = {value}: {values['targets_per_s']:.4g} targets/s, peak {values['peak']:.0f} MiB")
+        found[name] = {"axis": axis, "fixed": fixed, "points": points}
+    return found
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function gives in a process of its own.  Raises BenchmarkError where that does not come to its end."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise BenchmarkError(f"the process that measures {arguments[0]} was ended, maybe for want of RAM") from None
+
+
+def at(point: Point, benchmark: Benchmark, threads: int) -> dict[str, float]:
+    """Targets/s, and memory in MiB: the peak, allocated on a GPU or else the largest resident set, and that before."""
+    torch.set_num_threads(threads)
+    config, device = benchmark.variant(*point.overrides), benchmark.device
+    work = scoring(config, device, point.memory, point.k) if point.k else training(config, device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device) / MIB
+    else:
+        ctypes.CDLL(None).malloc_trim(0)  # what reading the data took has been freed, but not yet given back
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        before = _resident("VmRSS")
+    speed = rate(work, work.targets, min(benchmark.seconds, _SECONDS))
+    peak = torch.cuda.max_memory_allocated(device) / MIB if device.type == "cuda" else _resident("VmHWM")
+    return {"targets_per_s": speed, "peak": peak, "before": before}
+
+
+def _resident(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
+# --- start and processes ----------------------------------------------------------------------------------------------
+
+_ROOT = Path(__file__).resolve().parent.parent
+_LONGEST = 300  # seconds until a program is given up
+_ROWS = 4  # of the log; the first holds the start and is left out
+_LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")  # torchrun
+
+
+def measure_start(benchmark: Benchmark, say: Say) -> dict[str, Any]:
+    """Seconds until the first step is done, and of them until everything is imported.  Raises BenchmarkError."""
+    found: dict[str, list[float]] = {"imports": [], "to_first_step": []}
+    for _ in range(benchmark.rounds):
+        for name, values in found.items():
+            started = time.time()
+            if name == "imports":
+                _run(["-P", "-c", "import commands"])
+                ended = time.time()
+            else:
+                _, ended = _trained([], benchmark, rows=1, every=1)
+            values.append(ended - started)
+            say(f"{name}: {values[-1]:.2f} s")
+    whole, imports = (quantity("s", found[name]) for name in ("to_first_step", "imports"))
+    return {
+        "to_first_step": whole,
+        "imports": imports,
+        "after_imports": {"unit": "s", "median": whole["median"] - imports["median"]},
+        "note": "to the end of the first step, data packed, without validation",
+    }
+
+
+def measure_processes(benchmark: Benchmark, say: Say) -> dict[str, Any]:
+    """Targets/s of the same training in one process and in two, each with one thread, or with a GPU of its own.
+
+    Two are left out where there is one GPU.  Raises BenchmarkError.
+    """
+    gpu = benchmark.device.type == "cuda"
+    rates = {}
+    for count in (1, 2) if not gpu or torch.cuda.device_count() > 1 else (1,):
+        rows, _ = _trained([*_LAUNCHER, str(count)], benchmark, _ROWS, 1 if benchmark.quick else 100 if gpu else 4)
+        rates[str(count)] = quantity("targets/s", [row["targets_per_s"] for row in rows[1:]])
+        say(f"{count} processes: {rates[str(count)]['median']:.4g} targets/s")
+    times = {count: rate["median"] / rates["1"]["median"] for count, rate in rates.items()}
+    backend = "nccl" if gpu else "gloo, one thread a process"
+    return {"backend": backend, "rates": rates, "times_one_process": times}
+
+
+def _trained(
+    launcher: Sequence[str], benchmark: Benchmark, rows: int, every: int
+) -> tuple[list[dict[str, Any]], float]:
+    """The rows of the log of a training, one for `every` steps, and when the last was written."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log.jsonl")
+        values = {
+            "steps": rows * every,
+            "log_every": every,
+            "checkpoint_path": f"{folder}/vma.pt",
+            "log_file": str(log),
+        }
+        sets = (*benchmark.overrides, *(f"train_spec.{key}={json.dumps(value)}" for key, value in values.items()))
+        device = [] if launcher and benchmark.device.type == "cuda" else ["--device", str(benchmark.device)]
+        command = [*launcher, str(_ROOT / "run.py"), "--config", str(benchmark.path), "--train", *device]
+        threads = {"OMP_NUM_THREADS": "1"} if launcher and benchmark.device.type == "cpu" else {}
+        _run([*command, *(part for one in sets for part in ("--set", one))], threads)
+        found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        if len(found) != rows:
+            raise BenchmarkError(f"the log of a training has {len(found)} rows, not {rows}")
+        return found, log.stat().st_mtime
+
+
+def _run(arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    """Run Python to its end.  Raises BenchmarkError."""
+    places = {**os.environ, "PYTHONPATH": str(_ROOT), **(environment or {})}
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, env=places, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, words = process.communicate(timeout=_LONGEST)
+        except subprocess.TimeoutExpired:
+            raise BenchmarkError(f"{' '.join(arguments[:5])} ...: no end within {_LONGEST} s") from None
+        finally:
+            process.terminate()  # one that launches others ends them
+    if process.returncode:
+        last = [line.strip() for line in words.splitlines() if line.strip()][-1:]
+        raise BenchmarkError(f"{' '.join(arguments[:5])} ...: exit status {process.returncode}: {' '.join(last)}")
