@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from runtime import launcher
+from runtime.allocator import keep_freed_memory
 from runtime.errors import PeerFailedError, PeerLostError, UserError, status_of
 from runtime.signals import Stopped, StopRequest
 
 if TYPE_CHECKING:
-    import commands
+    from commands import Session
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,7 +105,8 @@ def say(text: str) -> None:
 
 def roots(folder: str | None) -> list[str]:
     """The overrides that `--root` stands for."""
-    return [override(f"{part}.root", folder) for part in ("train_data", "val_data", "test_data")] if folder else []
+    sections = ("train_data", "val_data", "test_data")
+    return [override(f"{section}.root", folder) for section in sections] if folder else []
 
 
 def override(key: str, text: str | Path) -> str:
@@ -114,9 +116,8 @@ def override(key: str, text: str | Path) -> str:
 
 def options(root: str | None, device: str | None, overrides: list[str]) -> list[str]:
     """The arguments of a command line that stand for these."""
-    places = {"--root": root, "--device": device}
-    given = [part for name, value in places.items() if value for part in (name, value)]
-    return given + [part for one in overrides for part in ("--set", one)]
+    options = [("--root", root), ("--device", device), *(("--set", one) for one in overrides)]
+    return [word for name, value in options if value for word in (name, value)]
 
 
 def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> int:
@@ -132,37 +133,38 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
 
         import commands  # and with it torch, which takes seconds
 
-    run = commands.Run(config, args.device, args.checkpoint, args.logdir, stop)
-    if not args.replay and (number := run.processes_to_start(args.train)) > 1:
-        return launcher.run(launcher.python(given), number)
-    if args.replay:
-        if run.processes.world > 1:
-            raise UserError("--replay computes in one process: start it without torchrun")
-        with commands.memory_watched():
-            run.replay(args.replay)
-        return 0
-    try:
-        with commands.memory_watched(), run.together(args.train):
-            act(run, args)
-    except Stopped:
-        if run.begun:
-            given[:] = [argument for argument in given if argument != "--restart"]  # else resuming would start anew
-        raise
+    keep_freed_memory()
+    session = commands.Session(config, stop, args.device, args.checkpoint, args.logdir)
+    with commands.explain_out_of_memory():
+        if args.replay:
+            commands.replay.run(session, args.replay)
+            return 0
+        if (number := session.processes_to_start(args.train)) > 1:
+            return launcher.run(launcher.python(given), number)
+        try:
+            with session.process_group(args.train):
+                run_commands(session, args)
+        except Stopped:
+            if session.restarted:  # asked for again, --restart would discard what is saved now
+                given[:] = [argument for argument in given if argument != "--restart"]
+            raise
     return 0
 
 
-def act(run: "commands.Run", args: argparse.Namespace) -> None:
+def run_commands(session: "Session", args: argparse.Namespace) -> None:
     """What the flags ask for, in their order."""
+    import commands
+
     if args.train:
         if args.test or args.sample:
-            run.check_test()
-        run.train(restart=args.restart)
+            commands.test.check(session)
+        commands.train.run(session, args.restart)
     if args.test:
-        run.test()
+        commands.test.run(session)
     if args.sample:
-        run.sample()
+        commands.sample.run(session)
     if args.export:
-        run.export(args.export)
+        commands.export.run(session, args.export)
 
 
 def leave(status: int) -> NoReturn:

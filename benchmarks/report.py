@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.tables import png
+from reports.plots import png
 
 Results = Mapping[str, Any]
 _START = {"to_first_step": "start of the program to its first step", "imports": "imports", "after_imports": "rest"}

@@ -67,10 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace) -> int:
     """The exit status: 1 where a part gave no numbers.  Raises UserError and OSError."""
-    import parsers
     from benchmarks import parts, report, work
+    from runtime.devices import device_of
 
-    device, started = parsers.device_of("auto", args.device), time.monotonic()
+    device, started = device_of("auto", args.device), time.monotonic()
 
     def say(line: str) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {line}", file=sys.stderr, flush=True)

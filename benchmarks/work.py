@@ -23,6 +23,7 @@ from config import Config, DataConfig
 from data.composition import EpisodeSpec
 from data.episodes import GridEpisodes, spread_targets
 from data.omniglot import DRAWERS, FOLDER, PARTS
+from runtime.allocator import keep_freed_memory
 from runtime.errors import UserError
 from runtime.signals import StopRequest
 
@@ -99,7 +100,7 @@ def rate(call: Callable[[], object], targets: int, seconds: float) -> float:
 
 def training(config: Config, device: torch.device) -> Work:
     """A step of `run.py --train`; nothing is written."""
-    trainer = commands.Run(config, str(device), None, None, StopRequest()).trainer(Path("unused.pt"))
+    trainer = commands.train.build_trainer(commands.Session(config, StopRequest(), str(device)))
     return Work(config.train_data.batch_size, trainer.model, trainer.step, config.train_spec.precision, tf32=True)
 
 
@@ -108,7 +109,7 @@ def scoring(config: Config, device: torch.device, memory: int, k: int) -> Work:
 
     Memories that are too large for a class have 16 images of each of several.
     """
-    commands.keep_freed_memory()
+    keep_freed_memory()
     Distribution.set_default_validate_args(False)
     images, model = parsers.test_images(config, device), parsers.build_model(config, device).eval()
     targets, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, config.test_spec.chunk)

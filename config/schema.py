@@ -382,6 +382,12 @@ class Config(_Section):
         """The checkpoint that the test reads."""
         return self.test_spec.checkpoint_path or self.train_spec.checkpoint_path
 
+    @property
+    def test_cells(self) -> list[tuple[int, int]]:
+        """(max_batch_cls, timesteps) of every cell of the test grid."""
+        params = self.test_spec.test_params
+        return [(c, m) for c in params.max_batch_cls for m in params.timesteps]
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         sections = {name: getattr(self, name) for name in Config.model_fields}

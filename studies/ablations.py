@@ -18,8 +18,9 @@ from torch import nn
 import config as configuration
 import run
 from config import Config, strict_yaml
-from evaluator import PerTarget, cells_in, standard_error, test_of
+from evaluator import PerTarget
 from parsers import build_optimizer, build_scheduler, cell_name
+from reports.cells import load_cells, load_origin, standard_error
 from reports.tables import comma_separated, described
 from runtime.errors import UserError, status_of
 from runtime.files import write_atomically
@@ -158,7 +159,7 @@ def write(study: Study, output: Path) -> list[str]:
     found = {name: finished(study, name, output) for name in study.rows}
     done = {name: cells for name, cells in found.items() if cells is not None}
     if (first := next(iter(study.rows))) in done:
-        rows = compared(done, {name: test_of(output / name / "results.npz") for name in done})
+        rows = compared(done, {name: load_origin(output / name / "results.npz") for name in done})
         write_atomically(output / "ablations.csv", comma_separated(rows, COLUMNS))
         write_atomically(output / "ablations.md", markdown(rows, configured(study, first, output)).encode())
     return [name for name in study.rows if name not in done]
@@ -173,7 +174,7 @@ def finished(study: Study, name: str, output: Path) -> Cells | None:
         return None
     if configuration.differences(tested, asked, ignore=_WHERE):
         return None
-    cells, params = cells_in(output / name / "results.npz"), asked.test_spec.test_params
+    cells, params = load_cells(output / name / "results.npz"), asked.test_spec.test_params
     wanted = [cell_name(c, m) for c in params.max_batch_cls for m in params.timesteps]
     return {cell: cells[cell] for cell in wanted} if cells.keys() >= set(wanted) else None
 

@@ -21,10 +21,12 @@ import config as configuration
 import parsers
 from config import Config
 from data.episodes import Episodes, GridEpisodes
-from evaluator import TEST_DECODES_AT_ONCE, standard_error
+from evaluator import TEST_DECODES_AT_ONCE
 from models.objectives import log_mean_exp
 from models.vma.model import VMA, EncodedTargets, Memory
-from reports.tables import comma_separated, described, png
+from reports.cells import standard_error
+from reports.plots import png
+from reports.tables import comma_separated, described
 from run import leave, roots
 from runtime.files import write_atomically
 from runtime.randomness import TargetNoise
@@ -64,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     config = configuration.load(args.config, [*roots(args.root), *asked(args)])
-    run = commands.Run(config, args.device, args.checkpoint, None, stop)
-    where = run.device_for(train=False)
-    model, images = run.trained(where), parsers.test_images(config, where)
+    session = commands.Session(config, stop, args.device, args.checkpoint)
+    where = session.device_for(training=False)
+    model, images = session.load_model(where), parsers.test_images(config, where)
     episodes = parsers.grid_episodes(config, images, args.classes, args.memory)
     cell = parsers.cell_name(args.classes, args.memory)
     rows = measure(model, episodes, ("estimator", config.test_spec.seed, cell), args.sizes)

@@ -15,10 +15,13 @@ from pathlib import Path
 import config as configuration
 import run
 from config import Config
-from evaluator import PerTarget, cells_in, packed, standard_error
+from evaluator import PerTarget
 from parsers import cell_name
-from reports.tables import comma_separated, described, png
+from reports.cells import load_cells, standard_error
+from reports.plots import png
+from reports.tables import comma_separated, described
 from runtime import checkpoints
+from runtime.arrays import npz
 from runtime.errors import DataError, UserError, status_of
 from runtime.files import write_atomically
 from studies import program
@@ -58,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"--- {path}, {SUBSETS[subset]}", flush=True)
                 if status := run.main(command(args, path, subset)):
                     return status
-                values = cells_in(_folder(args, path, subset) / "results.npz")[cell_name(args.classes, args.memory)]
+                values = load_cells(_folder(args, path, subset) / "results.npz")[cell_name(args.classes, args.memory)]
                 rows.append(_row(args, path, subset, seen[path], values))
                 bounds |= {f"{path.stem}/{subset}/{part}": values[part] for part in ("bound", "target_class")}
-        write_atomically(args.output / "generalisation.npz", packed(bounds))
+        write_atomically(args.output / "generalisation.npz", npz(bounds))
         write_atomically(args.output / "generalisation.csv", comma_separated(rows, COLUMNS))
         text = markdown(rows, config)
         write_atomically(args.output / "generalisation.md", text.encode())

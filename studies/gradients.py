@@ -24,10 +24,10 @@ import commands
 import config as configuration
 import parsers
 from config import Config
-from evaluator import packed
 from models.vma.model import VMA
 from reports.tables import comma_separated
 from run import leave, roots
+from runtime.arrays import npz
 from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.randomness import StepNoise
@@ -75,13 +75,17 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     if args.batches < 2:
         raise UserError(f"--batches: {args.batches}: a variance takes two or more")
-    runs = {name: commands.Run(configured(args, name), args.device, args.checkpoint, None, stop) for name in ESTIMATORS}
-    first = next(iter(runs.values()))
-    where, seed = first.device_for(train=False), first.config.train_spec.seed
+    sessions = {
+        name: commands.Session(configured(args, name), stop, args.device, args.checkpoint) for name in ESTIMATORS
+    }
+    first = next(iter(sessions.values()))
+    where, seed = first.device_for(training=False), first.config.train_spec.seed
     batches = parsers.train_loader(first.config, parsers.training_images(first.config, where))
-    found = {name: moments(name, run.trained(where), batches, args.batches, seed, where) for name, run in runs.items()}
+    found = {}
+    for name, session in sessions.items():
+        found[name] = moments(name, session.load_model(where), batches, args.batches, seed, where)
     rows = [row(name, one, next(iter(found.values())), batches.batch_size) for name, one in found.items()]
-    noises = packed({name: np.array(one.noises) for name, one in found.items()})
+    noises = npz({name: np.array(one.noises) for name, one in found.items()})
     write_atomically(args.output / "gradients.npz", noises)
     write_atomically(args.output / "gradients.csv", comma_separated(rows, COLUMNS))
     text = markdown(rows, first.config)

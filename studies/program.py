@@ -7,6 +7,7 @@ from pathlib import Path
 
 import commands
 from run import Parser, device
+from runtime.allocator import keep_freed_memory
 from runtime.errors import UserError, status_of
 from runtime.signals import Stopped, StopRequest
 
@@ -25,10 +26,11 @@ def status(execute: Callable[[argparse.Namespace, StopRequest], None], args: arg
 
     What stops it is told in one sentence.
     """
+    keep_freed_memory()
     stop = StopRequest()
     stop.install()
     try:
-        with commands.memory_watched():
+        with commands.explain_out_of_memory():
             execute(args, stop)
         return 0
     except (UserError, Stopped, OSError, MemoryError) as error:

@@ -21,6 +21,7 @@ from PIL import Image
 import commands
 import config as configuration
 import evaluator
+from evaluator import PerTarget
 from runtime import checkpoints
 from runtime.files import exclusive_lock
 from runtime.signals import StopRequest
@@ -55,7 +56,7 @@ def bounds(folder: Path, stem: str = "table") -> dict[str, np.ndarray]:
         return {name.rpartition("/")[0]: file[name] for name in file.files if name.endswith("/bound")}
 
 
-def refuse(*args: object, **named: object) -> evaluator.PerTarget:
+def refuse(*args: object, **named: object) -> PerTarget:
     raise AssertionError("a cell was computed")
 
 
@@ -200,7 +201,7 @@ def test_only_missing_cells_are_computed(run: Path, monkeypatch: pytest.MonkeyPa
     computed: list[int] = []
     real = evaluator.evaluate_cell
 
-    def counted(*args: Any, **options: Any) -> evaluator.PerTarget:
+    def counted(*args: Any, **options: Any) -> PerTarget:
         computed.append(1)
         return real(*args, **options)
 
@@ -265,7 +266,7 @@ def signal_in_cell(monkeypatch: pytest.MonkeyPatch, number: int, after: int = 1)
     real = evaluator.evaluate_cell
     left, done = [number], [0]
 
-    def interrupted(*args: Any, **options: Any) -> evaluator.PerTarget:
+    def interrupted(*args: Any, **options: Any) -> PerTarget:
         left[0] -= 1
 
         def and_signal(n: int) -> None:
@@ -283,13 +284,13 @@ def test_a_test_interrupted_in_a_cell_goes_on_with_its_next_targets(run: Path, m
     for path in run.glob("table.*"):
         path.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(evaluator, "_MEETING", 1)
-        patch.setattr(evaluator, "_KEPT_EVERY", -1.0)
+        patch.setattr(evaluator, "_SYNC_EVERY", 1)
+        patch.setattr(evaluator, "_SAVE_EVERY", -1.0)
         signal_in_cell(patch, 3, after=8)
         assert main(run, "--test") == 143
     kept = bounds(run)
     assert [len(values) for values in kept.values()] == [12, 12, 4]  # the 4 after these are not kept yet
-    assert np.array_equal(kept["C=2 M=1, begun"], before["C=2 M=1"][:4])
+    assert np.array_equal(kept["C=2 M=1, partial"], before["C=2 M=1"][:4])
     assert [(int(row["max_batch_cls"]), int(row["timesteps"])) for row in table(run)] == CELLS[:2]
 
     computed: list[int] = []
@@ -323,7 +324,7 @@ def test_an_interrupted_test_goes_on_with_the_next_cell(
     computed: list[object] = []
     real = evaluator.evaluate_cell
 
-    def noted(*args: Any, **options: Any) -> evaluator.PerTarget:
+    def noted(*args: Any, **options: Any) -> PerTarget:
         computed.append(args[2])
         return real(*args, **options)
 
@@ -420,10 +421,10 @@ def test_two_tests_do_not_write_to_one_table(run: Path, capsys: pytest.CaptureFi
 
 def test_a_test_leaves_the_precision_of_training_as_it_was(run: Path) -> None:
     with process_restored():
-        one = commands.Run(small_config(run), None, None, None, StopRequest())
-        one.trained(CPU)
+        session = commands.Session(small_config(run), StopRequest())
+        session.load_model(CPU)
         assert not torch.backends.cudnn.allow_tf32
-        one.trainer(run / "other.pt")
+        commands.train.build_trainer(session)
         assert torch.backends.cudnn.allow_tf32
 
 

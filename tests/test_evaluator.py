@@ -13,18 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.episodes import Episodes
-from evaluator import (
-    PARTS,
-    TEST_DECODES_AT_ONCE,
-    CellStore,
-    cells_in,
-    importance_bounds,
-    sizes_at_once,
-    standard_error,
-    summary,
-)
+from evaluator import METRICS, TEST_DECODES_AT_ONCE, importance_bounds, sizes_at_once
 from models.objectives import log_mean_exp
 from models.vma.model import VMA, address_accuracy, kl_a
+from reports.cells import CellStore, load_cells, standard_error, table_row
 from runtime.randomness import TargetNoise
 
 Build = Callable[..., VMA]
@@ -144,7 +136,7 @@ def test_sizes_fit_the_budget(device: str, batch: int, chunk: int | None) -> Non
 
 def values(seed: int, n: int = 5) -> dict[str, np.ndarray]:
     numbers = np.random.default_rng(seed)
-    return {name: numbers.normal(size=n) for name in PARTS}
+    return {name: numbers.normal(size=n) for name in METRICS}
 
 
 def same(a: dict[str, np.ndarray] | None, b: dict[str, np.ndarray]) -> bool:
@@ -155,8 +147,8 @@ def test_a_cell_is_kept_only_for_its_own_key(tmp_path: Path) -> None:
     table = tmp_path / "deep" / "table.csv"
     store = CellStore(table, "weights 1")
     assert store.get("C=1 M=1") is None
-    store.put("C=1 M=1", values(1))
-    store.put("C=1 M=10", values(2))
+    store.save("C=1 M=1", values(1))
+    store.save("C=1 M=10", values(2))
     assert same(store.get("C=1 M=1"), values(1))
 
     again = CellStore(table, "weights 1")
@@ -165,7 +157,7 @@ def test_a_cell_is_kept_only_for_its_own_key(tmp_path: Path) -> None:
 
     other = CellStore(table, "weights 2")
     assert other.get("C=1 M=1") is None
-    other.put("C=2 M=1", values(3))
+    other.save("C=2 M=1", values(3))
     assert same(CellStore(table, "weights 2").get("C=2 M=1"), values(3))
     assert CellStore(table, "weights 1").get("C=1 M=1") is None  # the table holds one kind of numbers
     assert [path.name for path in table.parent.iterdir()] == ["table.npz"]
@@ -173,16 +165,16 @@ def test_a_cell_is_kept_only_for_its_own_key(tmp_path: Path) -> None:
 
 def test_only_finished_cells_are_read_for_comparison(tmp_path: Path) -> None:
     store = CellStore(tmp_path / "table.csv", "weights 1")
-    store.put("C=1 M=1", values(1))
+    store.save("C=1 M=1", values(1))
     store.save_partial("C=1 M=10", values(2, n=3))
-    found = cells_in(store.path)
+    found = load_cells(store.path)
     assert set(found) == {"C=1 M=1"} and same(found["C=1 M=1"], values(1))
 
 
 def test_a_cell_computed_again_replaces_the_old_one(tmp_path: Path) -> None:
     store = CellStore(tmp_path / "table.csv", "key")
-    store.put("C=1 M=1", values(1))
-    store.put("C=1 M=1", values(2, n=7))
+    store.save("C=1 M=1", values(1))
+    store.save("C=1 M=1", values(2, n=7))
     assert same(CellStore(tmp_path / "table.csv", "key").get("C=1 M=1"), values(2, n=7))
 
 
@@ -199,7 +191,7 @@ def flipped(content: bytes) -> list[bytes]:
 @pytest.mark.parametrize("damage", [cut_short, flipped])
 def test_a_damaged_file_holds_nothing_or_the_truth(tmp_path: Path, damage: Callable[[bytes], list[bytes]]) -> None:
     table = tmp_path / "table.csv"
-    CellStore(table, "key").put("C=1 M=1", values(1, n=3))
+    CellStore(table, "key").save("C=1 M=1", values(1, n=3))
     path = tmp_path / "table.npz"
     for content in damage(path.read_bytes()):
         path.write_bytes(content)
@@ -211,7 +203,7 @@ def test_a_damaged_file_holds_nothing_or_the_truth(tmp_path: Path, damage: Calla
 def test_a_file_of_another_kind_is_written_over(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "table.npz").write_bytes(content)
     store = CellStore(tmp_path / "table.csv", "key")
-    store.put("C=1 M=1", values(1))
+    store.save("C=1 M=1", values(1))
     assert same(CellStore(tmp_path / "table.csv", "key").get("C=1 M=1"), values(1))
 
 
@@ -235,7 +227,7 @@ def test_objects_are_not_unpickled(tmp_path: Path) -> None:
 def test_summary_is_mean_and_standard_error() -> None:
     parts = {name: np.array([1.0, 2.0, 6.0]) * scale for name, scale in [("kl_a", 1), ("kl_z", 2)]}
     parts |= {"address_accuracy": np.ones(3) / 2, "target_class": np.array([4.0, 2.0, 9.0])}
-    row = summary(2, 5, {"bound": np.array([-70.0, -80.0, -75.0]), **parts}, 1000)
+    row = table_row(2, 5, {"bound": np.array([-70.0, -80.0, -75.0]), **parts}, 1000)
     assert row == {
         "max_batch_cls": 2,
         "timesteps": 5,
@@ -252,7 +244,7 @@ def test_summary_is_mean_and_standard_error() -> None:
 
 
 def test_one_target_has_no_standard_error() -> None:
-    row = summary(1, 1, {name: np.array([1.0]) for name in PARTS}, 2)
+    row = table_row(1, 1, {name: np.array([1.0]) for name in METRICS}, 2)
     assert math.isnan(row["stderr"])
 
 

@@ -16,7 +16,7 @@ import config as configuration
 import parsers
 from config import OPTIMIZERS, Config, SchedulerSpec, TrainSpec
 from models.vma.priors import LearnedAddressPrior, UniformAddressPrior
-from runtime import checkpoints
+from runtime import checkpoints, devices
 from runtime.errors import UserError
 from runtime.randomness import Shard, StepNoise
 
@@ -80,7 +80,7 @@ def test_the_argument_beats_the_key(
     monkeypatch: pytest.MonkeyPatch, gpus: tuple[int, ...] | str, argument: str | None, there: int, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    assert parsers.device_of(gpus, argument) == torch.device(expected)
+    assert devices.device_of(gpus, argument) == torch.device(expected)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_gpu_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     with pytest.raises(UserError, match=rf"device cuda.*shows {there} GPUs.*--device cpu") as caught:
-        parsers.device_of(gpus, argument)
+        devices.device_of(gpus, argument)
     assert caught.value.status == 2
 
 

@@ -19,8 +19,7 @@ from helpers.program import finish, start, start_together, wait_for, waiting_pro
 from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 
 import commands
-import parsers
-from runtime import checkpoints, launcher
+from runtime import checkpoints, devices, launcher
 from runtime.errors import PeerFailedError
 from runtime.processes import Processes, from_environment
 from runtime.signals import StopRequest
@@ -115,15 +114,16 @@ def test_the_table_does_not_depend_on_the_number_of_processes(alone: Path, two: 
 
 KILLED_IN_A_CELL = """
 import signal
-import commands, evaluator
-evaluator._MEETING, evaluator._KEPT_EVERY = 1, -1.0
-put = commands.Table.save_partial
-def killed(table, cell, values):
-    put(table, cell, values)
+import evaluator
+from reports.cells import CellStore
+evaluator._SYNC_EVERY, evaluator._SAVE_EVERY = 1, -1.0
+save = CellStore.save_partial
+def killed(store, cell, values):
+    save(store, cell, values)
     if cell == "C=2 M=3" and len(values["bound"]) == 8:
         fault()
         os.kill(os.getpid(), signal.SIGKILL)
-commands.Table.save_partial = killed
+CellStore.save_partial = killed
 """
 
 
@@ -133,7 +133,7 @@ def test_a_cell_that_two_processes_began_goes_on(alone: Path, tmp_path: Path) ->
     code, _, _ = finish(start_together(2, *script(tmp_path, KILLED_IN_A_CELL, *given)))
     assert code == 137 and since_the_fault(tmp_path) < 30
     with np.load(tmp_path / "table.npz") as kept, np.load(alone / "table.npz") as one:
-        np.testing.assert_allclose(kept["C=2 M=3, begun/bound"], one["C=2 M=3/bound"][:8], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(kept["C=2 M=3, partial/bound"], one["C=2 M=3/bound"][:8], rtol=0, atol=1e-4)
     assert run(tmp_path, 2, *given)[0] == 0
     with np.load(tmp_path / "table.npz") as both, np.load(alone / "table.npz") as one:
         assert set(both.files) == set(one.files)
@@ -178,21 +178,21 @@ def test_the_run_goes_on_where_only_the_first_sees_its_files(tmp_path: Path) -> 
 def test_a_single_process_that_torchrun_placed_starts_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parsers, "devices_of", lambda gpus, device: [torch.device("cuda", i) for i in range(4)])
-    one = commands.Run(small_config(tmp_path), "auto", None, None, StopRequest())
-    assert one.processes_to_start(train=False) == 4
+    monkeypatch.setattr(devices, "devices_of", lambda gpus, device: [torch.device("cuda", i) for i in range(4)])
+    one = commands.Session(small_config(tmp_path), StopRequest(), "auto")
+    assert one.processes_to_start(training=False) == 4
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # by which a process expects the store to be there
     assert "TORCHELASTIC_USE_AGENT_STORE" not in launcher._environment(0, 2, 1)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert one.processes_to_start(train=False) == 1
+    assert one.processes_to_start(training=False) == 1
 
 
 def test_gpus_that_are_left_out_are_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(parsers, "devices_of", lambda gpus, device: [torch.device("cuda", i) for i in range(3)])
-    one = commands.Run(small_config(tmp_path), "auto", None, None, StopRequest())
-    assert one.processes_to_start(train=True) == 2  # two memories in a batch
+    monkeypatch.setattr(devices, "devices_of", lambda gpus, device: [torch.device("cuda", i) for i in range(3)])
+    one = commands.Session(small_config(tmp_path), StopRequest(), "auto")
+    assert one.processes_to_start(training=True) == 2  # two memories in a batch
     assert "2 of 3 GPUs are used" in caplog.text
 
 

@@ -13,7 +13,7 @@ from helpers.program import main
 import commands
 import config as configuration
 from config import Config
-from reports import tables
+from reports import plots, tables
 from runtime.signals import StopRequest
 
 PUBLISHED = {  # (C, M) -> published code, paper
@@ -111,7 +111,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, float | int]], o
     """The axis of the plot."""
     figures: list[Any] = []
     monkeypatch.setattr(plt, "close", figures.append)
-    assert tables.plot(rows, of).startswith(b"\x89PNG")
+    assert plots.result_plot(rows, of).startswith(b"\x89PNG")
     monkeypatch.undo()
     (axis,) = figures[0].axes
     plt.close(figures[0])
@@ -161,7 +161,7 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.Mon
     figures: list[Any] = []
     monkeypatch.setattr(plt, "close", figures.append)
     rows = [log_row("train", 0), *(log_row("train", step) for step in range(2, 101)), log_row("validation", 50)]
-    tables.curves(rows, small_config(tmp_path, "train_data.batch_size=8"))
+    plots.curve_plot(rows, small_config(tmp_path, "train_data.batch_size=8"))
     monkeypatch.undo()
     bound, terms, accuracy = figures[0].axes
     plt.close(figures[0])
@@ -179,7 +179,7 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_training_without_validation_is_drawn_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
     monkeypatch.setattr(plt, "close", figures.append)
-    tables.curves([log_row("train", step) for step in range(1, 9)], small_config(tmp_path))
+    plots.curve_plot([log_row("train", step) for step in range(1, 9)], small_config(tmp_path))
     monkeypatch.undo()
     (figure,) = figures
     plt.close(figure)
@@ -194,5 +194,5 @@ def test_a_log_that_cannot_be_drawn_does_not_end_a_training(
 ) -> None:
     assert main(tmp_path, "--train", "train_spec.steps=1") == 0
     (tmp_path / "log.jsonl").write_text(content)
-    commands.Run(small_config(tmp_path), None, None, None, StopRequest())._draw_curves()
+    commands.train.draw_curves(commands.Session(small_config(tmp_path), StopRequest()))
     assert bool(caplog.records) == bool(content)

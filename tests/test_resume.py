@@ -19,7 +19,6 @@ import parsers
 from data.episodes import EpisodeLoader, Episodes
 from runtime import checkpoints
 from runtime.errors import UserError
-from runtime.signals import StopRequest
 
 PLAIN: tuple[str, ...] = ()
 EVERYTHING = (
@@ -80,7 +79,7 @@ def test_a_restart_may_begin_with_its_own_weights(tmp_path: Path, monkeypatch: p
     assert main(tmp_path, "--train", "--restart", *given, "model.latent_dim=5") == 2
     assert (tmp_path / "vma.pt").exists() and (tmp_path / "vma.last.pt").read_bytes() == before
     with monkeypatch.context() as patch:  # as if killed when the files of the earlier run are gone
-        patch.setattr(commands.Run, "_logger", lambda *args: (_ for _ in ()).throw(OSError("killed")))
+        patch.setattr(commands.train, "build_logger", lambda *args: (_ for _ in ()).throw(OSError("killed")))
         assert main(tmp_path, "--train", "--restart", *given) == 1
     assert (tmp_path / "vma.pt").exists() and not (tmp_path / "vma.last.pt").exists()
     assert main(tmp_path, "--train", "--restart", *given) == 0
@@ -133,7 +132,7 @@ def test_weights_that_have_seen_the_classes_of_the_test_are_refused(tmp_path: Pa
         checkpoints.save(weights, {"config": configuration.dump(trained), "model": model})
         given = [*networks, f"train_spec.init_from={weights}", "model.address_prior=learned", *overrides]
         going_on = configuration.load(ROOT / "configs" / now, given)
-        return commands.Run(going_on, "cpu", None, None, StopRequest())._weights_to_begin_with()
+        return commands.train.initial_weights(going_on)
 
     assert begun("vma_tuned.yaml", "vma_45-5.yaml").keys() == begun("vma_tuned.yaml", "vma_tuned.yaml").keys()
     with pytest.raises(UserError, match=r"weights\.pt: trained on classes that the official split tests on"):

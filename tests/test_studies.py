@@ -20,6 +20,7 @@ import config as configuration
 import evaluator
 import run
 from data.episodes import Episodes
+from evaluator import PerTarget
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
 from studies import ablations, estimator, generalisation, gradients
@@ -253,7 +254,7 @@ def test_the_ablations_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     weights = (output / "plain" / "weights.pt").read_bytes()
     computed, real = [], evaluator.evaluate_cell
 
-    def counted(*args: Any, **options: Any) -> evaluator.PerTarget:
+    def counted(*args: Any, **options: Any) -> PerTarget:
         computed.append(args)
         return real(*args, **options)
 

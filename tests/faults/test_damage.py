@@ -15,8 +15,8 @@ from helpers.program import main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import evaluator
-from evaluator import CellStore
+from evaluator import METRICS, PerTarget
+from reports.cells import CellStore
 from runtime import checkpoints
 
 
@@ -137,14 +137,14 @@ def test_a_damaged_state_is_not_kept_in_place_of_a_good_one(
 KEY = '{"seed": 0}'
 
 
-def values() -> evaluator.PerTarget:
-    return {name: np.linspace(0, 1, 7) for name in evaluator.PARTS}
+def values() -> PerTarget:
+    return {name: np.linspace(0, 1, 7) for name in METRICS}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("store") / "table.csv"
-    CellStore(path, KEY).put("C=1 M=1", values())
+    CellStore(path, KEY).save("C=1 M=1", values())
     return path.with_suffix(".npz").read_bytes()
 
 

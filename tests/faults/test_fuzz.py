@@ -37,7 +37,8 @@ import config
 from config import ConfigError
 from data import mnist, omniglot
 from data.omniglot import Part
-from evaluator import PARTS, CellStore
+from evaluator import METRICS
+from reports.cells import CellStore
 from runtime import checkpoints
 from runtime.errors import DataError, UserError
 
@@ -695,8 +696,8 @@ def test_exported_weights_are_those_that_were_written_or_refused(tmp_path: Path,
 def test_the_cells_of_a_table_are_those_that_were_kept_or_gone(tmp_path: Path, canary: Path, number: int) -> None:
     """Cells that cannot be read are computed anew, so nothing is raised."""
     table, key = tmp_path / "table.csv", '{"seed": 0}'
-    cell, values = "C=1 M=1", {name: np.linspace(0, 1, 6) for name in PARTS}
-    CellStore(table, key).put(cell, values)
+    cell, values = "C=1 M=1", {name: np.linspace(0, 1, 6) for name in METRICS}
+    CellStore(table, key).save(cell, values)
     path = table.with_suffix(".npz")
     whole = path.read_bytes()
     entries, odd = entries_of(whole), functools.partial(odd_array, malicious_array(canary))
@@ -704,7 +705,7 @@ def test_the_cells_of_a_table_are_those_that_were_kept_or_gone(tmp_path: Path, c
     def check(content: bytes) -> None:
         write(path, content)
         if (found := CellStore(table, key).get(cell)) is not None:
-            assert list(found) == list(PARTS)
+            assert list(found) == list(METRICS)
             assert len({array.shape for array in found.values()}) == 1
             for name, value in found.items():
                 assert np.array_equal(value, array_in(path, f"{cell}/{name}"), equal_nan=True)
@@ -712,5 +713,5 @@ def test_the_cells_of_a_table_are_those_that_were_kept_or_gone(tmp_path: Path, c
 
     check(whole)
     found = CellStore(table, key).get(cell)
-    assert found is not None and all(np.array_equal(found[name], values[name]) for name in PARTS)
+    assert found is not None and all(np.array_equal(found[name], values[name]) for name in METRICS)
     examine(check, lambda c: changed(whole, c) if c.number(2) else tampered(entries, odd, c), number)

@@ -1,0 +1,19 @@
+"""--export: write the weights of the checkpoint for others."""
+
+import hashlib
+from pathlib import Path
+
+from commands.session import Session
+from runtime import checkpoints
+
+
+def run(session: Session, path: Path) -> None:
+    """Write the weights, with their configuration, to `path`.  Raises UserError, DataError, OSError.
+
+    To be read again, the name must end in .safetensors.
+    """
+    if session.processes.main:
+        state = session.load_checkpoint()
+        checkpoints.export(path, state["model"], state["config"])
+        content = path.read_bytes()
+        print(f"written: {path}, {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")

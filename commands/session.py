@@ -1,0 +1,136 @@
+"""What the commands share: the configuration and the arguments beside it, devices, processes and the checkpoint."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributions import Distribution
+
+import config as configuration
+import parsers
+from config import Config
+from models.vma.model import VMA
+from runtime import checkpoints, devices
+from runtime.errors import DataError, UserError
+from runtime.processes import Processes, from_environment, started_by_launcher
+from runtime.signals import StopRequest
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """One start of the program: a configuration, and the arguments that are no keys of it."""
+
+    config: Config
+    stop: StopRequest
+    device: str | None = None
+    checkpoint: Path | None = None
+    logdir: Path | None = None
+    processes: Processes = field(default_factory=from_environment)
+    restarted: bool = False  # whether the files of an earlier training have been replaced
+
+    def device_for(self, training: bool) -> torch.device:
+        """The device of this process.  Raises UserError."""
+        return devices.device_of(self._gpus(training), self.device, self.processes.local_rank)
+
+    def processes_to_start(self, training: bool) -> int:
+        """How many processes the configured GPUs ask for; 1 where this is one of several already.  Raises UserError.
+
+        With `auto` a training takes as many of the GPUs as its batch divides among.
+        """
+        if started_by_launcher():
+            return 1
+        found = len(devices.devices_of(self._gpus(training), self.device))
+        if not training or (self.device or self._gpus(training)) != "auto":
+            return found
+        number = parsers.most_processes(self.config.train_data, found)
+        if number < found:
+            _log.warning("%d of %d GPUs are used: among more the batch of train_data does not divide", number, found)
+        return number
+
+    @contextlib.contextmanager
+    def process_group(self, training: bool) -> Iterator[None]:
+        """Within, the processes of this run can communicate.  Raises UserError, PeerLostError."""
+        gpus, local_rank = devices.devices_of(self._gpus(training), self.device), self.processes.local_rank
+        if gpus[0].type == "cuda" and training and local_rank >= len(gpus):
+            raise UserError(
+                f"process {local_rank} of this machine has no GPU of its own, there are {len(gpus)}; "
+                f"use torchrun --nproc-per-node {len(gpus)}, or --device cpu"
+            )
+        with self.processes.process_group(self.device_for(training)):
+            yield
+
+    def say(self, text: str) -> None:
+        """Print, in process 0."""
+        if self.processes.main:
+            print(text)
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The weights to test, sample from and export."""
+        return self.checkpoint or Path(self.config.test_checkpoint)
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The checkpoint at `checkpoint_path`; its model is that of the configuration.  Raises UserError, DataError."""
+        path, subset = self.checkpoint_path, self.config.test_spec.subset
+        if not path.exists():
+            missing = DataError if self.checkpoint else UserError
+            raise missing(f"{path}: there is no such checkpoint; train first (--train) or name one with --checkpoint")
+        state = load_matching(path, self.config, configuration.MODEL_KEYS)
+        if subset != "test" and (choice := different_classes(state, self.config)):
+            raise UserError("\n  ".join([f"{path}: test_spec.subset: {subset} would be other classes:", *choice]))
+        return state
+
+    def load_model(self, device: torch.device) -> VMA:
+        """The model with the weights of the checkpoint, ready to evaluate.  Raises UserError, DataError."""
+        weights = self.processes.broadcast_from_main(lambda: self.load_checkpoint()["model"])
+        model = parsers.build_model(self.config, device)
+        model.load_state_dict(weights)
+        Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
+        torch.backends.cudnn.allow_tf32 = False  # bounds in float32, on every device
+        return model.eval()
+
+    def _gpus(self, training: bool) -> tuple[int, ...] | str:
+        return self.config.train_spec.gpus if training else self.config.test_spec.gpus
+
+
+def load_matching(path: Path, config: Config, keys: Sequence[str]) -> dict[str, Any]:
+    """The checkpoint in `path`, whose configuration agrees in `keys`.  Raises UserError, DataError.
+
+    The weights of the state of a run are its moving average, where there is one.
+    """
+    state = checkpoints.load(path)
+    if changed := configuration.differences(config_of(path, state), config, only=keys):
+        raise UserError("\n  ".join([f"{path}: its model is not the one of this configuration:", *changed]))
+    return {**state, "model": state.get("averaged") or state["model"]}
+
+
+def config_of(path: Path, state: dict[str, Any]) -> Config:
+    """The configuration in the checkpoint that was read from `path`.  Raises DataError."""
+    try:
+        return configuration.parse(state["config"], str(path))
+    except (KeyError, configuration.ConfigError) as error:
+        raise DataError(f"{path}: not a checkpoint of this version of the program ({error})") from None
+
+
+def different_classes(state: dict[str, Any], config: Config) -> list[str]:
+    """The keys by which a checkpoint was trained on other classes than `config` trains on."""
+    trained = configuration.parse(state["config"], "checkpoint")
+    return configuration.differences(trained, config, only=configuration.HELD_OUT_KEYS)
+
+
+@contextlib.contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """Raises MemoryError, with advice, where RAM or the memory of a GPU was too small."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        advice = "lower train_data.batch_size, or for the test set test_spec.chunk=50 and lower test_data.batch_size"
+        raise MemoryError(f"{str(error).splitlines()[0]} {advice}") from None

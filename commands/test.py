@@ -1,0 +1,138 @@
+"""--test: the bounds of every target in every cell of the test grid, and the table of them."""
+
+import contextlib
+import itertools
+import json
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import config as configuration
+import evaluator
+import parsers
+from commands.session import Session
+from config import Config
+from data.images import ClassImages
+from models.vma.model import VMA
+from reports import tables
+from reports.cells import CellStore, Row, table_row
+from runtime import checkpoints
+from runtime.files import exclusive_lock, write_atomically
+
+_log = logging.getLogger(__name__)
+
+_SUFFIXES = (".csv", ".md", ".png", ".resolved.yaml", ".npz")
+
+
+def check(session: Session) -> None:
+    """Find now what would stop the test after hours of training.  Raises UserError, DataError."""
+    config, device = session.config, session.device_for(training=False)
+    images = parsers.test_images(config, device)
+    parsers.grid_episodes(config, images, *map(max, zip(*config.test_cells, strict=True)))
+    if session.checkpoint or config.test_checkpoint != config.train_spec.checkpoint_path:
+        session.load_model(device)
+
+
+def run(session: Session) -> None:
+    """Evaluate the cells that are not finished yet, and write the table after each of them."""
+    config, device = session.config, session.device_for(training=False)
+    on_main, output = session.processes.broadcast_from_main, Path(config.test_spec.output_file)
+    model, images = session.load_model(device), parsers.test_images(config, device)
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: stack.enter_context(_lock(output)))
+        store = CellStore(output, _origin(config, model, images))
+        for c, m in on_main(lambda: _unfinished_cells(store, config)):
+            values = _evaluate(session, store, model, images, c, m)
+            on_main(partial(store.save, parsers.cell_name(c, m), values))
+            on_main(lambda: _write_table(store, config))
+    if session.processes.main:
+        print(tables.markdown(_rows(store, config), config))
+        print(f"written: {output}, and beside it the table as .md, the plot as .png, every bound as .npz")
+
+
+def _lock(output: Path) -> contextlib.AbstractContextManager[None]:
+    beside = [output.with_suffix(suffix) for suffix in _SUFFIXES]
+    return exclusive_lock(output, "test", "test_spec.output_file", beside)
+
+
+def _origin(config: Config, model: VMA, images: ClassImages) -> str:
+    """What a stored cell was computed from: it is reused only where this is the same."""
+    spec = config.test_spec
+    origin = {
+        "weights": checkpoints.digest(model.state_dict()),
+        "images": images.digest(),
+        "likelihood": config.model.likelihood,
+        "targets": spec.targets or "all",
+        "own_class": spec.own_class,
+        "importance_num": spec.importance_num,
+        "seed": spec.seed,
+    }
+    return json.dumps(origin, sort_keys=True)
+
+
+def _unfinished_cells(store: CellStore, config: Config) -> list[tuple[int, int]]:
+    """Reuse finished cells; return the remaining ones.  Raises OSError.
+
+    A table of other weights or another test is renamed, so that it is not overwritten.
+    """
+    output = Path(config.test_spec.output_file)
+    if store.is_empty and (store.path.exists() or output.exists()):
+        _rename(output)
+    write_atomically(output.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
+    _write_table(store, config)
+    return [(c, m) for c, m in config.test_cells if store.get(parsers.cell_name(c, m)) is None]
+
+
+def _rename(output: Path) -> None:
+    stem = output.with_suffix("")
+    free = next(n for n in itertools.count(1) if not any(Path(f"{stem}.before-{n}{s}").exists() for s in _SUFFIXES))
+    for suffix in _SUFFIXES:
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{stem}{suffix}").replace(f"{stem}.before-{free}{suffix}")
+    _log.warning("%s is no table of these weights and this test; it is now %s.before-%d.*", output, stem, free)
+
+
+def _evaluate(
+    session: Session, store: CellStore, model: VMA, images: ClassImages, max_batch_cls: int, timesteps: int
+) -> evaluator.PerTarget:
+    """The values of a cell, from where an earlier run was interrupted in it."""
+    config, processes, name = session.config, session.processes, parsers.cell_name(max_batch_cls, timesteps)
+    device: torch.device = images.images.device
+    batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, config.test_spec.chunk)
+    episodes = parsers.grid_episodes(config, images, max_batch_cls, timesteps)
+    done = processes.broadcast_from_main(partial(store.get_partial, name))
+    with tqdm(
+        total=len(episodes),
+        initial=len(done["bound"]) if done else 0,
+        desc=name,
+        unit="target",
+        dynamic_ncols=True,
+        disable=not processes.main,
+    ) as bar:
+        return evaluator.evaluate_cell(
+            model,
+            episodes,
+            ("test", config.test_spec.seed, name),
+            config.test_spec.importance_num,
+            batch,
+            chunk,
+            bar.update,
+            processes=processes,
+            partial_cell=done,
+            save_partial=partial(store.save_partial, name),
+        )
+
+
+def _rows(store: CellStore, config: Config) -> list[Row]:
+    """Of the finished cells, in the order of the grid."""
+    finished = ((c, m, store.get(parsers.cell_name(c, m))) for c, m in config.test_cells)
+    k = config.test_spec.importance_num
+    return [table_row(c, m, values, k) for c, m, values in finished if values is not None]
+
+
+def _write_table(store: CellStore, config: Config) -> None:
+    if rows := _rows(store, config):
+        tables.write_table(Path(config.test_spec.output_file), rows, config)

@@ -1,0 +1,233 @@
+"""--train: from the start, or from where an earlier run stopped."""
+
+import contextlib
+import importlib
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+import config as configuration
+import parsers
+from commands.session import Session, config_of, different_classes, load_matching
+from config import Config
+from data.episodes import EpisodeLoader, MixedLoader
+from models.vma.model import VMA
+from reports import pictures, plots
+from runtime import checkpoints
+from runtime.errors import DataError, PeerFailedError, PeerLostError, UserError, reason
+from runtime.files import exclusive_lock, write_atomically
+from runtime.metric_logger import MetricLogger
+from runtime.randomness import StepNoise
+from runtime.signals import Stopped, StoppedAtOnce
+from trainer import NonFiniteError, Trainer, TrainerConfig, evidence_path, previous_state_path, state_path
+
+_log = logging.getLogger(__name__)
+
+
+def run(session: Session, restart: bool = False) -> None:
+    """Train; the last state of an earlier run is resumed, or replaced with `restart`."""
+    config, on_main = session.config, session.processes.broadcast_from_main
+    path = Path(config.train_spec.checkpoint_path)
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: stack.enter_context(_lock(path)))
+        state = on_main(lambda: None if restart else _state_to_resume(path, config))
+        trainer = build_trainer(session)
+        if state is None and config.train_spec.init_from is not None:
+            trainer.load_weights(on_main(lambda: initial_weights(config)))
+        on_main(lambda: _prepare_files(config, restart))
+        session.restarted = True
+        if state is not None:
+            trainer.resume(state)
+            session.say(f"resuming {path} at step {trainer.progress.step}")
+        _fit(trainer, session)
+    draw_curves(session)
+    session.say(f"trained {trainer.progress.step} steps; weights for --test: {path}")
+
+
+def _fit(trainer: Trainer, session: Session) -> None:
+    with session.stop.deferred():  # it imports TensorBoard
+        logger = build_logger(session, trainer.progress.step or None)
+    try:
+        trainer.fit(logger)
+    except StoppedAtOnce:  # of this process alone: the others cannot be waited for
+        raise
+    except (Stopped, NonFiniteError):
+        logger.close()
+        with contextlib.suppress(PeerFailedError, PeerLostError):
+            # Process 0 is ready to end before the others do: torchrun answers the end of one with a signal to the rest.
+            session.processes.broadcast_from_main(lambda: None)
+        raise
+    finally:
+        logger.close()
+
+
+def build_trainer(session: Session) -> Trainer:
+    """A trainer at its first step.  Raises UserError, DataError."""
+    config, spec, device = session.config, session.config.train_spec, session.device_for(training=True)
+    torch.backends.cudnn.allow_tf32 = True  # an earlier test of this process may have turned it off
+    Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood; the first step has it
+    # Optimizers import this, which takes as long as unpacking the images does.
+    threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()
+    images = parsers.training_images(config, device)
+    train = parsers.train_loader(config, images, session.processes.shard)
+    validation = parsers.validation_loader(config, images)
+    model = parsers.build_model(config, device)
+    optimizer = parsers.build_optimizer(spec, model)
+    return Trainer(
+        model,
+        optimizer,
+        parsers.build_scheduler(spec, optimizer),
+        train,
+        validation,
+        TrainerConfig(
+            steps=spec.steps,
+            val_every=config.val_every,
+            save_every=config.save_every,
+            log_every=spec.log_every,
+            val_targets=spec.val_targets,
+            seed=spec.seed,
+            precision=spec.precision,
+            grad_clip=spec.grad_clip,
+            ema_decay=spec.ema_decay,
+        ),
+        checkpoint_path=Path(spec.checkpoint_path),
+        config=configuration.dump(config),
+        stop=session.stop,
+        log_images=_image_logger({"train": train, "validation": validation}, device),
+        processes=session.processes,
+    )
+
+
+def build_logger(session: Session, start: int | None) -> MetricLogger:
+    """The logger of process 0 for a run that resumes after step `start`; others log nothing."""
+    if not session.processes.main:
+        return MetricLogger(None, None, None)
+    spec = session.config.train_spec
+    path = Path(spec.checkpoint_path)
+    board = session.logdir or path.parent / "tb" / path.stem  # other runs may have their files in the same folder
+    return MetricLogger(Path(spec.log_file) if spec.log_file else None, board, start)
+
+
+def _image_logger(
+    loaders: dict[str, EpisodeLoader | MixedLoader | None], device: torch.device
+) -> Callable[[nn.Module, MetricLogger, int], None]:
+    """Logs a grid of the same episodes of each subset."""
+
+    def log_images(model: nn.Module, logger: MetricLogger, step: int) -> None:
+        assert isinstance(model, VMA)
+        for subset, loader in loaders.items():
+            if loader is not None:
+                grid = pictures.episode_grid(model, loader.at(0), StepNoise(device, "picture", subset))
+                logger.log_image(f"{subset}/memory_target_reconstruction_samples", step, grid)
+
+    return log_images
+
+
+def draw_curves(session: Session) -> None:
+    """Draw the log of the training beside it; where that cannot be done, a warning is logged."""
+    log_file = session.config.train_spec.log_file
+    if not session.processes.main or log_file is None or not Path(log_file).is_file():
+        return
+    try:
+        print(f"written: {plots.write_curves(Path(log_file), session.config)}")
+    except (OSError, ImportError, ValueError, KeyError, TypeError) as error:  # a log that someone else wrote to
+        _log.warning("%s cannot be drawn (%s)", log_file, reason(error))
+
+
+# --- files of a run ---------------------------------------------------------------------------------------------------
+
+
+def _lock(path: Path) -> contextlib.AbstractContextManager[None]:
+    beside = (state_path(path), evidence_path(path), path.with_suffix(".resolved.yaml"))
+    return exclusive_lock(path, "training", "train_spec.checkpoint_path", beside)
+
+
+def _prepare_files(config: Config, restart: bool) -> None:
+    """Write the configuration of the run; with `restart` remove what an earlier one left."""
+    path, weights = Path(config.train_spec.checkpoint_path), Path(config.train_spec.init_from or "")
+    if restart:
+        for old in (state_path(path), previous_state_path(path), evidence_path(path), path):
+            if old.resolve() != weights.resolve():  # still needed if killed
+                old.unlink(missing_ok=True)
+    write_atomically(path.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
+
+
+def initial_weights(config: Config) -> dict[str, Tensor]:
+    """The weights of `train_spec.init_from`.  Raises UserError, DataError."""
+    path = Path(config.train_spec.init_from or "")
+    if not path.exists():
+        raise DataError(f"train_spec.init_from: {path}: there is no such checkpoint")
+    state = load_matching(path, config, configuration.NETWORK_KEYS)
+    then, now = config_of(path, state).train_data, config.train_data
+    if (then.kind, then.split, now.split) == (now.kind, "45-5", "official"):
+        raise UserError(f"train_spec.init_from: {path}: trained on classes that the official split tests on")
+    if then.kind == now.kind and now.held_out_classes and (choice := different_classes(state, config)):
+        problem = "trained on other classes, so that those held out now may be among them; hold out the same, or none"
+        raise UserError("\n  ".join([f"train_spec.init_from: {path}: {problem}:", *choice]))
+    return state["model"]
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state of a run.  Raises DataError."""
+    state = checkpoints.load(path)
+    if "optimizer" not in state:
+        raise DataError(f"{path}: weights, not the state of a run")
+    return state
+
+
+def _state_to_resume(path: Path, config: Config) -> dict[str, Any] | None:
+    """The last undamaged state of an earlier run; None where there was no run."""
+    damaged: DataError | None = None
+    for candidate in (state_path(path), previous_state_path(path)):
+        if not candidate.exists():
+            continue
+        try:
+            state = load_state(candidate)
+        except DataError as error:
+            _log.warning("%s", error)
+            damaged = error
+        else:
+            check_same_run(candidate, state, config)
+            _check_log(state, config)
+            return state
+    if damaged is not None:
+        raise DataError(f"{damaged}; no other state of this run is whole, so train anew with --restart")
+    if path.exists():
+        raise UserError(
+            f"{path}: weights without the state of a run, so training would overwrite them; overwrite them with "
+            "--restart, or choose another train_spec.checkpoint_path"
+        )
+    _check_log(None, config)
+    return None
+
+
+def check_same_run(path: Path, state: dict[str, Any], config: Config) -> None:
+    """The state read from `path` is one of a run of this configuration.  Raises UserError, DataError."""
+    ignored = configuration.MAY_CHANGE_ON_RESUME
+    if changed := configuration.differences(config_of(path, state), config, ignore=ignored):
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"{path}: this run was begun with another configuration; train anew with --restart, choose another "
+            f"train_spec.checkpoint_path, or undo the change:\n  {listed}"
+        )
+
+
+def _check_log(state: dict[str, Any] | None, config: Config) -> None:
+    """Rows may be added to the log of this run, wherever it was moved, not to one of another.  Raises UserError."""
+    log_file = config.train_spec.log_file
+    earlier = configuration.parse(state["config"], "state").train_spec.log_file if state else None
+    if log_file in (None, earlier):
+        return
+    rows = Path(log_file).read_bytes() if Path(log_file).is_file() else b""
+    own = state is not None and f'"seconds": {state["progress"]["seconds"]!r}'.encode() in rows
+    if rows and not own:
+        raise UserError(
+            f"train_spec.log_file: {log_file} holds the log of another run; choose another log_file, or train anew "
+            "with --restart, which replaces it"
+        )

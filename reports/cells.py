@@ -1,0 +1,132 @@
+"""Cells of the test grid: the values of every target, stored in an npz file beside the table, and the row they give.
+
+`n` targets of a cell.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evaluator import METRICS, PerTarget
+from runtime.arrays import load_npz, npz
+from runtime.errors import reason
+from runtime.files import write_atomically
+
+_log = logging.getLogger(__name__)
+
+Row = Mapping[str, float | int]  # of the table
+
+_PARTIAL = ", partial"  # after the name of a cell of which only the first targets are done
+_LARGEST = 1 << 28  # bytes; a cell of 13,180 targets takes 527 kB
+
+
+class CellStore:
+    """Cells in `<stem>.npz` beside the table that were computed from `origin`; those of another origin are ignored."""
+
+    def __init__(self, output_file: Path, origin: str) -> None:
+        """Reads the finished and partial cells; a file that cannot be read has none."""
+        self.path, self._origin = output_file.with_suffix(".npz"), origin
+        cells = _load(self.path)
+        self._cells = {name: values for name, (made_from, values) in cells.items() if made_from == origin}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no cell of this origin yet."""
+        return not self._cells
+
+    def get(self, cell: str) -> PerTarget | None:
+        """The values of a finished cell."""
+        return self._cells.get(cell)
+
+    def get_partial(self, cell: str) -> PerTarget | None:
+        """The values of the first targets of a cell that is not finished."""
+        return self._cells.get(cell + _PARTIAL)
+
+    def save(self, cell: str, values: PerTarget) -> None:
+        """Add a finished cell and write the file.  Raises OSError."""
+        self._cells.pop(cell + _PARTIAL, None)
+        self._save(cell, values)
+
+    def save_partial(self, cell: str, values: PerTarget) -> None:
+        """Add the first targets of a cell and write the file.  Raises OSError."""
+        self._save(cell + _PARTIAL, values)
+
+    def _save(self, name: str, values: PerTarget) -> None:
+        self._cells[name] = values
+        arrays = {f"{name}/key": np.array(self._origin) for name in self._cells}
+        arrays |= {f"{name}/{metric}": value for name, cell in self._cells.items() for metric, value in cell.items()}
+        write_atomically(self.path, npz(arrays))
+
+
+def load_cells(path: Path) -> dict[str, PerTarget]:
+    """The finished cells in the file `path`, by name, of whatever origin; none where it cannot be read."""
+    return {name: values for name, (_, values) in _load(path).items() if not name.endswith(_PARTIAL)}
+
+
+def load_origin(path: Path) -> dict[str, str | int]:
+    """What the cells in the file `path` were computed from, except the weights.
+
+    Bounds of different weights can be compared target by target where this is equal.
+    """
+    origin, _ = next(iter(_load(path).values()))
+    return {name: value for name, value in json.loads(origin).items() if name != "weights"}
+
+
+def _load(path: Path) -> dict[str, tuple[str, PerTarget]]:
+    """Origin and values of every cell of which nothing is missing."""
+    try:
+        arrays = load_npz(path, _LARGEST)
+        cells = {}
+        for name in (key.removesuffix("/key") for key in arrays if key.endswith("/key")):
+            values = {metric: arrays[f"{name}/{metric}"] for metric in METRICS if f"{name}/{metric}" in arrays}
+            if _is_whole(values):
+                cells[name] = str(arrays[f"{name}/key"]), values
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # readers of damaged files raise almost anything
+        _log.warning("%s cannot be read (%s)", path, reason(error))
+        return {}
+    return cells
+
+
+def _is_whole(values: PerTarget) -> bool:
+    if len(values) < len(METRICS) or values["bound"].ndim != 1 or not values["bound"].size:
+        return False
+    return all(value.dtype == np.float64 and value.shape == values["bound"].shape for value in values.values())
+
+
+def table_row(max_batch_cls: int, timesteps: int, values: PerTarget, k: int) -> Row:
+    """The row of a finished cell.  ELBO is minus the mean bound: nats per image, lower is better."""
+    bound = values["bound"]
+    return {
+        "max_batch_cls": max_batch_cls,
+        "timesteps": timesteps,
+        "ELBO": -bound.mean(),
+        "stderr": standard_error(bound, values["target_class"]),
+        "kl_a": values["kl_a"].mean(),
+        "kl_z": values["kl_z"].mean(),
+        "address_accuracy": values["address_accuracy"].mean(),
+        "targets": len(bound),
+        "importance_num": k,
+    }
+
+
+def metric(rows: Sequence[Row]) -> str:
+    """The header the field uses, such as ELBO@1000."""
+    return f"ELBO@{rows[0]['importance_num']}"
+
+
+def standard_error(values: np.ndarray, classes: np.ndarray) -> float:
+    """Standard error of the mean of `values` [n], where those of one class may be alike; NaN for a single class.
+
+    Images of a character share much of what makes them easy or hard, so the classes are what was drawn independently:
+    the square root of C/(C-1) sum_c (sum_{i in c} (v_i - mean))^2 / n^2, the usual one where each class has one target.
+    """
+    _, which = np.unique(classes, return_inverse=True)
+    totals = np.bincount(which, values - values.mean())  # [C]
+    number = len(totals)
+    return math.sqrt(number / (number - 1) * (totals**2).sum()) / len(values) if number > 1 else math.nan

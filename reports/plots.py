@@ -1,0 +1,128 @@
+"""Figures of numbers: the results against memory size, and the curves of a training."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from config import Config
+from reports.cells import Row, metric
+from reports.published import SIZES, published
+from runtime.files import write_atomically
+
+
+def result_plot(rows: Sequence[Row], config: Config) -> bytes:
+    """ELBO against memory size, one line for each C, bars of two standard errors each way -> a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for number, classes in enumerate(dict.fromkeys(row["max_batch_cls"] for row in rows)):
+        line = sorted((row for row in rows if row["max_batch_cls"] == classes), key=lambda row: row["timesteps"])
+        sizes = [row["timesteps"] + 0.04 * number * max(row["timesteps"], 1) for row in line]  # bars side by side
+        axis.errorbar(
+            sizes,
+            [row["ELBO"] for row in line],
+            yerr=[2 * row["stderr"] for row in line],
+            color=f"C{number}",
+            marker="o",
+            capsize=2,
+            label=f"C = {classes}, this model",
+        )
+        for column, table in list(published(config).items())[:1]:
+            if classes in table:
+                axis.plot(SIZES, table[int(classes)], f"C{number}:", label=f"C = {classes}, {column}")
+    axis.set_xscale("symlog", linthresh=1)
+    ticks = sorted({int(row["timesteps"]) for row in rows})
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("images in the memory, M")
+    axis.set_ylabel(f"{metric(rows)}, nats per image (lower is better)")
+    axis.set_title("bars: two standard errors each way", fontsize=8)
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    return png(figure)
+
+
+_CURVES = (  # panel, quantity in the log, its sign
+    ("minus the bound, nats per image", (("bound", -1),)),
+    ("nats", (("kl_a", 1), ("kl_z", 1))),
+    ("mass of q(a) on the target's class", (("address_accuracy", 1),)),
+)
+_LABELS = {"bound": "", "kl_a": "KL(a), ", "kl_z": "KL(z), ", "address_accuracy": ""}
+_START = 0.03  # of a training, not shown: what falls from hundreds of nats then would hide all that follows
+
+
+def write_curves(log_file: Path, config: Config) -> Path:
+    """Draw the log of a training beside it; the path of the figure.  Raises OSError."""
+    rows = [json.loads(line) for line in log_file.read_text().splitlines()]
+    path = log_file.with_suffix(".curves.png")  # the table may have the same stem
+    write_atomically(path, curve_plot(rows, config))
+    return path
+
+
+def curve_plot(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
+    """Bound, KL terms and address accuracy of training and validation against the targets seen -> a PNG file.
+
+    `rows` are those of `train_spec.log_file`.  The bounds are those of the K and the memories of each subset.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    figure, axes = plt.subplots(1, len(_CURVES), figsize=(15, 4))
+    last = max((row["step"] for row in rows), default=0)
+    subsets = [subset for subset in ("train", "validation") if any(row["subset"] == subset for row in rows)]
+    for axis, (label, quantities) in zip(axes, _CURVES, strict=True):
+        for subset in subsets:
+            for number, (name, sign) in enumerate(quantities):
+                shown = [
+                    row for row in rows if row["subset"] == subset and name in row and row["step"] >= _START * last
+                ]
+                axis.plot(
+                    [row["step"] * config.train_data.batch_size for row in shown],
+                    [sign * row[name] for row in shown],
+                    "-" if subset == "train" else "o-",
+                    color=f"C{number * 2 + (subset == 'validation')}",
+                    markersize=3,
+                    linewidth=1,
+                    label=f"{_LABELS[name]}{subset}",
+                )
+        axis.set_xlabel("targets seen")
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_formatter(EngFormatter())
+        axis.set_ylabel(label)
+        if subsets:
+            axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"K = {config.model.importance_num}; {_composition(config, 'validation' in subsets)}", fontsize=9)
+    return png(figure)
+
+
+def _composition(config: Config, validated: bool) -> str:
+    """The memories of training and, if there is any, of validation in a few words."""
+    memories = []
+    sections = [("training", config.train_data), ("validation", config.val_data)]
+    for name, data in sections if validated else sections[:1]:
+        per_class, classes = data.max_img_per_class, data.max_batch_cls
+        most = "" if data.exact or classes == 1 else "at most "
+        of = f"{per_class} of a class" if per_class else f"{classes or 0} classes" if classes != 1 else "one class"
+        more = " and a mixture" if name == "training" and config.train_data.mixture else ""
+        memories.append(f"{name}: memories of {data.timesteps}, {most}{of}{more}")
+    return "; ".join(memories)
+
+
+def png(figure: Any) -> bytes:
+    """A finished figure of matplotlib as a file; it is closed."""
+    import matplotlib.pyplot as plt
+
+    figure.tight_layout()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    plt.close(figure)
+    return content.getvalue()
