@@ -7,7 +7,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,20 +19,17 @@ from tqdm import tqdm
 
 from runtime import checkpoints
 from runtime.errors import PeerFailedError
+from runtime.means import Means, Metrics
 from runtime.metric_logger import MetricLogger
 from runtime.processes import Processes
 from runtime.randomness import StepNoise
 from runtime.signals import Stopped, StoppedAtOnce, StopRequest
 
-Metrics = dict[str, float]
-Sums = dict[str, tuple[float, int]]
-
-_NOTHING = (0.0, 0)
 _REMEDY = "train anew (--restart) with a lower train_spec.lr or with train_spec.grad_clip=1"
 
 
 class Batches(Protocol):
-    """Endless batches with an address; `batch_size` targets in each."""
+    """Endless batches, a function of the step; `batch_size` targets in each."""
 
     batch_size: int
 
@@ -47,7 +44,7 @@ class NonFiniteError(ArithmeticError):
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long to train and how often to look.  Counted in steps; `val_targets` in targets."""
+    """How long to train, how often to validate, save and log: in steps; `val_targets` in targets."""
 
     steps: int
     val_every: int
@@ -58,38 +55,6 @@ class TrainerConfig:
     precision: str = "fp32"
     grad_clip: float | None = None
     ema_decay: float = 0.0
-
-
-class Means:
-    """Sums on the device, divided once and read only when asked for."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().sum()
-            self._counts[name] = self._counts.get(name, 0) + value.numel()
-
-    def state(self, processes: Processes) -> list[Sums]:
-        """What `restore` takes back: of every process, `name: (sum, count)`.  Waits for the device."""
-        return processes.all_gather({name: (float(total), self._counts[name]) for name, total in self._sums.items()})
-
-    def restore(self, state: Sequence[Sums], processes: Processes) -> None:
-        """Go on from an earlier `state`, whatever the number of processes then."""
-        mine = state[processes.rank :: processes.world]
-        names = dict.fromkeys(name for sums in mine for name in sums)
-        self._sums = {name: torch.tensor(sum(sums.get(name, _NOTHING)[0] for sums in mine)) for name in names}
-        self._counts = {name: sum(sums.get(name, _NOTHING)[1] for sums in mine) for name in names}
-
-    def read(self, processes: Processes) -> Metrics:
-        """The means so far, over all processes; afterwards they start anew."""
-        parts = self.state(processes)
-        self._sums, self._counts = {}, {}
-        names = dict.fromkeys(name for sums in parts for name in sums)
-        of = {name: [sums[name] for sums in parts if name in sums] for name in names}
-        return {name: sum(total for total, _ in own) / sum(count for _, count in own) for name, own in of.items()}
 
 
 class Loss(nn.Module):
@@ -118,7 +83,7 @@ class Trainer:
     """Trains `model`, whose `loss(batch, noise)` gives a scalar and metrics [B] that include "bound".
 
     `checkpoint_path` gets the weights of the best validation (without validation, of the end); `state_path` beside it
-    gets all that resuming needs.  Of several `processes` each trains on its slice of every batch, and the first writes.
+    gets all that resuming needs.  Of several `processes` each trains on its shard of every batch, and the first writes.
     """
 
     def __init__(
@@ -128,7 +93,7 @@ class Trainer:
         scheduler: torch.optim.lr_scheduler.LRScheduler | None,
         train: Batches,
         validation: Batches | None,
-        plan: TrainerConfig,
+        settings: TrainerConfig,
         *,
         checkpoint_path: Path,
         config: str,
@@ -137,16 +102,16 @@ class Trainer:
         processes: Processes = Processes(),
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.train, self.validation, self.plan = train, validation, plan
+        self.train, self.validation, self.settings = train, validation, settings
         self.checkpoint_path, self.config, self.stop = checkpoint_path, config, stop
         self.log_images = log_images or (lambda model, logger, step: None)
         self.device = next(model.parameters()).device
         self.processes = processes
         self.loss = processes.parallel(Loss(model), self.device)
-        self.averaged = copy.deepcopy(model).requires_grad_(False) if plan.ema_decay else None
+        self.averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema_decay else None
         self.progress = Progress()
         self.means = Means()  # of the steps since the last row of the log
-        self._on_disk = 0  # the step of the last state that was saved
+        self._saved_step = 0  # the step of the last state that was saved
 
     @property
     def evaluated(self) -> nn.Module:
@@ -157,18 +122,13 @@ class Trainer:
     def state_path(self) -> Path:
         return state_path(self.checkpoint_path)
 
-    @property
-    def evidence_path(self) -> Path:
-        """Where the state before a step that is not finite is kept."""
-        return evidence_path(self.checkpoint_path)
-
     def fit(self, logger: MetricLogger) -> None:
-        """Train to the end of the plan.
+        """Train to the last step.
 
         Raises:
             Stopped: a signal came, to any of the processes; the state is saved.
             NonFiniteError: loss or gradient is not finite, and the weights are left as they were before that step; or
-                the bound of the validation is not.  What was saved before is kept.
+                the bound of the validation is not.  Files saved before stay.
             OSError: a checkpoint could not be written; the one before is intact.
             PeerFailedError, PeerLostError: another process could not go on.
         """
@@ -182,35 +142,40 @@ class Trainer:
                 raise
 
     def _loop(self, logger: MetricLogger, bar: tqdm) -> None:
-        plan, progress = self.plan, self.progress
+        settings, progress = self.settings, self.progress
         if not self.processes.broadcast_from_main(self.state_path.exists):  # others may not see the disk of the first
             self._save(logger)  # so that weights never stand without the state of their run
-        reported, since = progress.step, time.monotonic()
-        while progress.step < plan.steps:
-            since += self._pause(logger)
+        logged_step, clock = progress.step, time.monotonic()
+        while progress.step < settings.steps:
+            paused = time.monotonic()
+            validated = self._validate_if_due(logger)
+            if validated or (progress.step % settings.save_every == 0 and progress.step > self._saved_step):
+                self._save(logger)  # after a validation: otherwise resuming would log it again
+            clock += time.monotonic() - paused
             self._check_stop()
             self.means.add(self.step())
             bar.update()
-            if self._due(plan.log_every):
-                means = self.means.read(self.processes)
-                self._report(logger, bar, means, progress.step - reported, time.monotonic() - since)
-                reported, since = progress.step, time.monotonic()
-        self._pause(logger)
+            if self._is_due(settings.log_every):
+                means = self.means.pop(self.processes)  # waits for the device
+                self._log(logger, bar, means, progress.step - logged_step, time.monotonic() - clock)
+                logged_step, clock = progress.step, time.monotonic()
+        self._validate_if_due(logger)
         if self.validation is None:
             self.save_weights()
         self._save(logger)
 
-    def _pause(self, logger: MetricLogger) -> float:
-        """Look and save, where that is due; the seconds it took."""
-        started, step, plan = time.monotonic(), self.progress.step, self.plan
-        validated = False
-        if step and self._due(plan.val_every) and self.progress.last_validated_step < step:
-            self._validate_and_log_images(logger)
-            validated = self.validation is not None
-        due = step % plan.save_every == 0 and step > self._on_disk
-        if (validated or due) and step < plan.steps:
-            self._save(logger)  # after a validation too, whose row must not be written twice
-        return time.monotonic() - started
+    @torch.no_grad()
+    def _validate_if_due(self, logger: MetricLogger) -> bool:
+        """Validate, where there are images for it, and log pictures; whether a validation was logged."""
+        step = self.progress.step
+        if not step or not self._is_due(self.settings.val_every) or self.progress.last_validated_step >= step:
+            return False
+        if self.validation is not None:
+            self._validate(self.validation, logger)
+        if self.processes.main:
+            self.log_images(self.evaluated, logger, step)
+        self.progress.last_validated_step = step
+        return self.validation is not None
 
     def _save(self, logger: MetricLogger) -> None:
         logger.flush()
@@ -221,8 +186,8 @@ class Trainer:
         if number := self.processes.all_reduce_max(self.stop.received):
             raise Stopped(number)
 
-    def _due(self, every: int) -> bool:
-        return self.progress.step % every == 0 or self.progress.step == self.plan.steps
+    def _is_due(self, every: int) -> bool:
+        return self.progress.step % every == 0 or self.progress.step == self.settings.steps
 
     def step(self) -> dict[str, Tensor]:
         """One update of the weights; metrics [B] and, as [1], loss and gradient norm.  Raises NonFiniteError."""
@@ -242,7 +207,7 @@ class Trainer:
 
         `torch.optim.swa_utils.AveragedModel` counts its updates in a tensor, for which a step would have to wait.
         """
-        decay = min(self.plan.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
+        decay = min(self.settings.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
         torch._foreach_lerp_(list(averaged.parameters()), list(self.model.parameters()), 1 - decay)
 
     def gradient(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -251,15 +216,16 @@ class Trainer:
         Raises:
             NonFiniteError: in the first step, where distributions check what they get.
         """
-        number, plan = self.progress.step, self.plan
-        noise = StepNoise(self.device, plan.seed, "train", number, shard=self.processes.shard)
+        number = self.progress.step
+        noise = StepNoise(self.device, self.settings.seed, "train", number, shard=self.processes.shard)
         with self.processes.translate_peer_errors():
             batch = self.train.at(number)  # not in bf16: augmentation computes with coordinates of pixels
             with self._autocast():
                 loss, metrics = self.loss(batch, noise) if number else self._first_loss(batch, noise)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-        return loss, nn.utils.clip_grad_norm_(self.model.parameters(), plan.grad_clip or math.inf), metrics
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip or math.inf)
+        return loss, norm, metrics
 
     def _first_loss(self, batch: Any, noise: StepNoise) -> tuple[Tensor, dict[str, Tensor]]:
         """That of the first step, where distributions check what they get.
@@ -299,36 +265,28 @@ class Trainer:
             f"no weight was changed by it, and what was saved before is kept; {_REMEDY}"
         )
         with contextlib.suppress(OSError, PeerFailedError):
-            self.save_state(self.evidence_path)
-            error.evidence = self.evidence_path
+            self.save_state(path := evidence_path(self.checkpoint_path))
+            error.evidence = path
         raise error
 
-    def _report(self, logger: MetricLogger, bar: tqdm, means: Metrics, steps: int, seconds: float) -> None:
+    def _log(self, logger: MetricLogger, bar: tqdm, means: Metrics, steps: int, seconds: float) -> None:
+        """A row of the means over the last `steps` steps, which took `seconds`."""
         self.progress.seconds += seconds
-        rate = steps * self.train.batch_size / max(seconds, 1e-9)
-        means |= {"lr": self.optimizer.param_groups[0]["lr"], "targets_per_s": rate, "seconds": self.progress.seconds}
+        rate, lr = steps * self.train.batch_size / max(seconds, 1e-9), self.optimizer.param_groups[0]["lr"]
+        means |= {"lr": lr, "targets_per_s": rate, "seconds": self.progress.seconds}
         logger.log_scalars("train", self.progress.step, means)
         bar.set_postfix_str(f"loss {means['loss']:.2f}, bound {means['bound']:.2f} nats, {rate:.0f} targets/s")
 
-    @torch.no_grad()
-    def _validate_and_log_images(self, logger: MetricLogger) -> None:
-        """Validate, where there are images for it, and draw pictures."""
-        if self.validation is not None:
-            self._validate(self.validation, logger)
-        if self.processes.main:
-            self.log_images(self.evaluated, logger, self.progress.step)
-        self.progress.last_validated_step = self.progress.step
-
     def _validate(self, validation: Batches, logger: MetricLogger) -> None:
         means = Means()
-        batches = -(-self.plan.val_targets // validation.batch_size)
+        batches = -(-self.settings.val_targets // validation.batch_size)
         for first in range(0, batches, self.processes.world):
             self._check_stop()
             if (number := first + self.processes.rank) < batches:
-                noise, batch = StepNoise(self.device, self.plan.seed, "validation", number), validation.at(number)
+                noise, batch = StepNoise(self.device, self.settings.seed, "validation", number), validation.at(number)
                 with self._autocast():
                     means.add(self.evaluated.loss(batch, noise)[1])  # type: ignore[operator]
-        values = means.read(self.processes)
+        values = means.pop(self.processes)
         if not math.isfinite(values["bound"]):
             found = f"the bound of the validation is {values['bound']}; what was saved before is kept"
             raise NonFiniteError(f"step {self.progress.step}: {found}; {_REMEDY}")
@@ -336,21 +294,20 @@ class Trainer:
         if values["bound"] > self.progress.best:
             self.progress.best, self.progress.best_step = values["bound"], self.progress.step
             self.save_weights()
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if not self.processes.main:
-            return
-        tqdm.write(
-            f"step {self.progress.step}: validation {shown}; best bound {self.progress.best:.2f} nats "
-            f"at step {self.progress.best_step}"
-        )
+        if self.processes.main:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            best = f"best bound {self.progress.best:.2f} nats at step {self.progress.best_step}"
+            tqdm.write(f"step {self.progress.step}: validation {shown}; {best}")
 
     def save_weights(self) -> None:
         """Write the file that tests read.  Raises OSError."""
-        self.processes.broadcast_from_main(lambda: checkpoints.save(self.checkpoint_path, self._saved(self.evaluated)))
+        self.processes.broadcast_from_main(
+            lambda: checkpoints.save(self.checkpoint_path, self._checkpoint(self.evaluated))
+        )
 
     def save_state(self, path: Path | None = None) -> None:
         """Write all that resuming needs, to `state_path` or elsewhere.  Raises OSError."""
-        state = self._saved(self.model) | {
+        state = self._checkpoint(self.model) | {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "averaged": self.averaged.state_dict() if self.averaged is not None else None,
@@ -359,9 +316,9 @@ class Trainer:
         previous = previous_state_path(self.checkpoint_path) if path is None else None
         self.processes.broadcast_from_main(lambda: checkpoints.save(path or self.state_path, state, previous))
         if path is None:
-            self._on_disk = self.progress.step
+            self._saved_step = self.progress.step
 
-    def _saved(self, model: nn.Module) -> dict[str, Any]:
+    def _checkpoint(self, model: nn.Module) -> dict[str, Any]:
         return {"config": self.config, "model": model.state_dict(), "progress": vars(self.progress).copy()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -380,14 +337,14 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
         self.means.restore(state["means"], self.processes)
         self.progress = Progress(**state["progress"])
-        self._on_disk = self.progress.step
+        self._saved_step = self.progress.step
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def _bar(self) -> tqdm:
         return tqdm(
-            total=self.plan.steps,
+            total=self.settings.steps,
             initial=self.progress.step,
             unit="step",
             dynamic_ncols=True,

@@ -16,9 +16,10 @@ from torch.optim import lr_scheduler
 
 import trainer
 from runtime import checkpoints
+from runtime.means import Means
 from runtime.processes import Processes
 from runtime.randomness import StepNoise
-from trainer import Means, NonFiniteError, state_path
+from trainer import NonFiniteError, state_path
 
 
 def weights(model: nn.Module) -> list[Tensor]:
@@ -233,10 +234,10 @@ def test_means_of_unequal_counts_weigh_every_value_once() -> None:
     means = Means()
     means.add({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(5.0)})
     means.add({"a": torch.tensor([[6.0], [7.0], [9.0]])})
-    assert means.read(Processes()) == {"a": 5.0, "b": 5.0}
-    assert means.read(Processes()) == {}
+    assert means.pop(Processes()) == {"a": 5.0, "b": 5.0}
+    assert means.pop(Processes()) == {}
     means.add({"a": torch.tensor([3.0])})
-    assert means.read(Processes()) == {"a": 3.0}
+    assert means.pop(Processes()) == {"a": 3.0}
 
 
 @pytest.mark.parametrize(("log_every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (10, [7])])
