@@ -7,8 +7,6 @@ files are passed over; anything else that is not an image of a class is an error
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from data._readers import naming
 from data.images import ClassImages
-from runtime.errors import DataError, printable, reason
+from runtime.errors import DataError, printable
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +73,13 @@ def _images_of(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    with _naming(folder):
+    with naming(_shown(folder)):
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _read(path: Path) -> np.ndarray:
     """uint8 [105, 105], ink = 1."""
-    with _naming(path), Image.open(path, formats=["PNG", "JPEG"]) as image:
+    with naming(_shown(path)), Image.open(path, formats=["PNG", "JPEG"]) as image:
         if max(image.size) < _LEAST_SIDE or image.width * image.height > _MOST_PIXELS:
             size = f"{image.width} x {image.height} pixels"
             raise ValueError(f"{size}, where {_LEAST_SIDE} on the longer side and {_MOST_PIXELS} in all are the limits")
@@ -99,17 +98,6 @@ def _grey(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     coloured = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured).convert("L")
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Readers of damaged files raise almost anything; whatever it was, the user gets a sentence that names the file."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise DataError(f"{_shown(path)} cannot be read ({reason(error)}); replace it or move it away") from error
 
 
 def _shown(path: Path) -> str:

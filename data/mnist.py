@@ -4,8 +4,7 @@ The files are those that torchvision keeps in `<root>/MNIST/raw`; they are downl
 """
 
 import logging
-import math
-import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data import _torchvision
+from data._readers import naming
 from data.images import ClassImages
 from runtime.errors import DataError, reason
 
@@ -22,7 +22,7 @@ Subset = Literal["train", "test"]
 
 SIDE = 28  # pixels
 DIGITS = 10
-_MOST = 1_000_000  # images; MNIST has 60,000
+_MOST_BYTES = 1 << 30  # the images of MNIST have 47 million
 
 
 def load(root: str | Path, subset: Subset) -> ClassImages:
@@ -47,9 +47,12 @@ def _raw_names() -> list[str]:
 
 def _read(raw: Path, subset: Subset) -> tuple[Tensor, Tensor]:
     """uint8 [N, 28, 28] and int64 [N], checked.  Raises DataError."""
-    prefix = "train" if subset == "train" else "t10k"
+    prefix, reader = "train" if subset == "train" else "t10k", _torchvision.datasets().mnist
     images_file, labels_file = raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"
-    images, labels = _read_idx(images_file, (SIDE, SIDE)), _read_idx(labels_file, ()).to(torch.int64)
+    images = _read_idx(images_file, reader.read_image_file)
+    labels = _read_idx(labels_file, reader.read_label_file)
+    if images.shape[1:] != (SIDE, SIDE):
+        raise DataError(f"{images_file} is damaged (images of {list(images.shape[1:])} pixels); move it away")
     if len(images) != len(labels):
         raise DataError(f"{labels_file} has {len(labels)} labels for {len(images)} images in {images_file}")
     if sorted(labels.unique().tolist()) != list(range(DIGITS)):
@@ -57,23 +60,11 @@ def _read(raw: Path, subset: Subset) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """uint8 [N, *shape] from a file of the IDX format: a magic number and the sizes, then the values and no more.
-
-    torchvision's reader would take a pickle in `processed` instead, if there is one.
-    """
-    try:
-        with path.open("rb") as file:
-            magic, number, *found = struct.unpack(f">{2 + len(shape)}I", file.read(4 * (2 + len(shape))))
-            if magic != 0x801 + len(shape) or tuple(found) != shape or number > _MOST:
-                raise ValueError(f"magic number {magic} and sizes {[number, *found]} are not those of MNIST")
-            size = number * math.prod(shape)
-            values = file.read(size + 1)
-        if len(values) != size:
-            raise ValueError(f"{'more' if len(values) > size else len(values)} bytes where {size} are expected")
-    except (OSError, ValueError, struct.error) as error:
-        raise DataError(f"{path} is damaged ({reason(error)}); move it away") from error
-    return torch.frombuffer(bytearray(values), dtype=torch.uint8).view(number, *shape)
+def _read_idx(path: Path, read: Callable[[str], Tensor]) -> Tensor:
+    with naming(path):
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise ValueError(f"{size} bytes are too many")
+        return read(str(path))
 
 
 def _download(raw: Path) -> None:

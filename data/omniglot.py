@@ -11,26 +11,21 @@ never changed or deleted, and nothing in them is executed: no pickle is read, an
 """
 
 import bisect
-import hashlib
-import io
 import logging
 import re
-import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from data import _torchvision
+from data._readers import decode, naming, read_folder, read_npz, read_zip, write_npz
 from data.images import ClassImages
 from runtime.errors import DataError, printable, reason
-from runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +66,6 @@ ALPHABETS = {
 TEST_ALPHABETS = {"Tengwar", "Sylheti", "Tibetan", "Syriac_(Serto)", "ULOG"}
 
 _PNG = re.compile(r"(?:^|/)([0-9]{4})_([0-9]{2})\.png\Z")  # <character id>_<drawer>.png
-_LARGEST_PNG = 1 << 20  # bytes; a 105 x 105 drawing takes about 300
-_CHUNK = 1 << 18  # bytes
 
 
 def load(root: str | Path, subset: Subset, split: Split) -> ClassImages:
@@ -118,11 +111,12 @@ def _belongs(character: int, subset: Subset, split: Split) -> bool:
 def _load_part(root: Path, name: str) -> ClassImages:
     part, packed = PARTS[name], root / f"{name}.npz"
     if packed.exists():
-        images = read_npz(packed, part)
+        images = read_npz(packed, (part.classes, DRAWERS, SIDE, SIDE))
     else:
         source = _find(root, name) or _download(root, name)
         log.info("reading %s; this is done once", source)
-        images = assemble(source, read_folder(source) if source.is_dir() else read_zip(source, name), part)
+        drawings = read_folder(source) if source.is_dir() else read_zip(source, _md5(name), _PNG)
+        images = assemble(source, drawings, part)
         write_npz(packed, images)
     characters = range(part.first, part.first + part.classes)
     return ClassImages(
@@ -141,106 +135,6 @@ def _find(root: Path, name: str) -> Path | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------------------- packed
-
-
-def read_npz(path: Path, part: Part) -> Tensor:
-    """uint8 [C, 20, 105, 105], ink = 1.  Raises DataError for anything but the expected arrays.
-
-    The arrays are streamed out of the zip rather than through `numpy.load`, which takes twice the memory and time.
-    """
-    with _blaming(path), zipfile.ZipFile(path) as archive:
-        labels = _read_array(archive, "labels.npy", np.dtype(np.int64), (part.classes, DRAWERS))
-        if not np.array_equal(labels, _labels(part)):
-            raise DataError(f"{path}: labels[i, d] is not i everywhere, so the order of its classes is unknown")
-        paper = _read_array(archive, "images.npy", np.dtype(np.bool_), (part.classes, DRAWERS, SIDE, SIDE))
-    ink = np.equal(paper.view(np.uint8), 0, out=paper)  # in place: another 200 MB would cost more than the arithmetic
-    if np.count_nonzero(ink) > ink.size // 2:
-        raise DataError(f"{path}: more ink than paper; True must stand for paper")
-    return torch.from_numpy(ink.view(np.uint8))
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """One array of exactly this type and shape; the zip's checksum is verified when its last byte is read."""
-    with _open(archive, archive.getinfo(name)) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(f"{name} has format version {version} where (1, 0) is expected")
-        try:
-            found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(stream)
-        except MemoryError:  # of Python's parser, about brackets in brackets
-            raise ValueError(f"{name} has a header that is nested too deeply") from None
-        if found_dtype != dtype or found_shape != shape or fortran:
-            order = " in Fortran order" if fortran else ""
-            raise ValueError(f"{name} is {found_dtype} {found_shape}{order} where {dtype} {shape} is expected")
-        array = np.empty(shape, dtype)
-        target, filled = array.reshape(-1).view(np.uint8), 0
-        while chunk := stream.read(_CHUNK):
-            if filled + len(chunk) > len(target):
-                raise ValueError(f"{name} is longer than its header says")
-            target[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
-            filled += len(chunk)
-        if filled < len(target):
-            raise ValueError(f"{name} ends after {filled} of {len(target)} bytes")
-    return array
-
-
-def _open(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
-    """The content of an entry, to be read with a limit: by the two methods whose decoders can be given one."""
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{info.filename!r} is compressed by method {info.compress_type} where 0 or 8 is expected")
-    return archive.open(info)
-
-
-def write_npz(path: Path, images: Tensor) -> None:
-    """Packs uint8 [C, 20, 105, 105], ink = 1.  `path` is either the whole file or absent; where it cannot be written,
-    a warning is logged."""
-    buffer = io.BytesIO()  # to memory first: a full disk then interrupts one plain write and not a zip in the making
-    part = Part(0, len(images))
-    np.savez_compressed(buffer, images=images.numpy() == 0, labels=_labels(part))
-    try:
-        write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        log.warning("%s; the PNG files will be read again at the next start", error)
-
-
-def _labels(part: Part) -> np.ndarray:
-    """int64 [C, 20], the class index."""
-    return np.repeat(np.arange(part.classes, dtype=np.int64)[:, None], DRAWERS, axis=1)
-
-
-# ------------------------------------------------------------------------------------------------------- PNG files
-
-
-def read_zip(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
-    """(entry, content) of every PNG in the official zip of the part `name`, read in memory.
-
-    Raises DataError for an entry that would leave the folder on extraction, and for a file other than the official one.
-    """
-    with _blaming(path), zipfile.ZipFile(path) as archive:
-        for entry in archive.namelist():
-            if entry.startswith(("/", "\\")) or ":" in entry or ".." in re.split(r"[/\\]", entry):
-                raise DataError(f"{path}: refused, because its entry {entry!r} points outside the archive")
-        _check_md5(path, name)
-        for info in archive.infolist():
-            if _PNG.search(info.filename):
-                with _blaming(f"{path}: {printable(info.filename)}"), _open(archive, info) as stream:
-                    if info.file_size > _LARGEST_PNG:
-                        raise ValueError(f"{info.file_size} bytes are too many for a drawing")
-                    content = stream.read(info.file_size + 1)  # the checksum is verified when the end is met
-                yield info.filename, content
-
-
-def read_folder(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name relative to `path`, content) of every PNG in the extracted folder."""
-    for file in sorted(path.glob("*/*/*.png")):
-        with _blaming(file):
-            if file.stat().st_size > _LARGEST_PNG:
-                raise ValueError(f"{file.stat().st_size} bytes are too many for a drawing")
-            content = file.read_bytes()
-        yield file.relative_to(path).as_posix(), content
-
-
 def assemble(source: Path, drawings: Iterable[tuple[str, bytes]], part: Part) -> Tensor:
     """uint8 [C, 20, 105, 105], ink = 1, from (name, PNG) pairs in any order, each drawing exactly once.
 
@@ -257,21 +151,11 @@ def assemble(source: Path, drawings: Iterable[tuple[str, bytes]], part: Part) ->
             raise DataError(f"{source}: {printable(name)} does not belong there; {_expectation(part)}")
         if seen[character, drawer]:
             raise DataError(f"{source}: drawing {match[0].lstrip('/')} is there twice")
-        with _blaming(f"{source}: {printable(name)}"):
-            images[character, drawer] = decode(png)
+        with naming(f"{source}: {printable(name)}"):
+            images[character, drawer] = decode(png, SIDE)
         seen[character, drawer] = True
     _check_complete(source, seen, part)
     return torch.from_numpy(images)
-
-
-def decode(png: bytes) -> np.ndarray:
-    """uint8 [105, 105], ink (black) = 1.  Raises ValueError, or what PIL raises when a checksum of the PNG is wrong."""
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        image.verify()  # all checksums, of which decoding leaves out those after the last pixel
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        if image.size != (SIDE, SIDE):
-            raise ValueError(f"it is {image.width} x {image.height} pixels, not {SIDE} x {SIDE}")
-        return (np.asarray(image.convert("L")) < 128).view(np.uint8)
 
 
 def _check_complete(source: Path, seen: np.ndarray, part: Part) -> None:
@@ -287,39 +171,12 @@ def _expectation(part: Part) -> str:
     return f"expected are the characters {part.first:04d} to {last:04d} with {DRAWERS} drawings each"
 
 
-def _check_md5(path: Path, name: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    wanted = _torchvision.datasets().Omniglot.zips_md5[name]
-    if found != wanted:
-        raise DataError(
-            f"{path} is not the official file: its md5 is {found}, not {wanted}. Fetch it again; "
-            f"or extract it to {path.with_suffix('')}, where only the drawings are checked, and move the zip away"
-        )
-
-
-@contextmanager
-def _blaming(path: Path | str) -> Iterator[None]:
-    """Readers of damaged files raise almost anything; whatever it was, the user gets a sentence that names the file."""
-    try:
-        yield
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:
-        raise DataError(f"{path} cannot be read ({reason(error)}); replace it or move it away") from error
-
-
-# -------------------------------------------------------------------------------------------------------- download
-
-
 def _download(root: Path, name: str) -> Path:
     """The official zip in `<root>/omniglot-py`.  Raises DataError within 30 seconds where there is no network."""
-    datasets = _torchvision.datasets()
-    url, md5 = _url(name), datasets.Omniglot.zips_md5[name]
-    log.info("downloading %s", url)
+    log.info("downloading %s", _url(name))
 
     def fetch(folder: Path) -> None:
-        datasets.utils.download_url(url, folder, f"{name}.zip", md5)
+        _torchvision.datasets().utils.download_url(_url(name), folder, f"{name}.zip", _md5(name))
 
     try:
         with _torchvision.downloaded(fetch, root) as scratch:
@@ -334,10 +191,13 @@ def _url(name: str) -> str:
     return f"{_torchvision.datasets().Omniglot.download_url_prefix}/{name}.zip"
 
 
+def _md5(name: str) -> str:
+    return _torchvision.datasets().Omniglot.zips_md5[name]
+
+
 def _help(root: Path, name: str, error: Exception) -> str:
     places = [f"{name}.npz"] + [f"{folder}{name}{kind}" for folder in ("", f"{FOLDER}/") for kind in (".zip", "/")]
-    md5s = _torchvision.datasets().Omniglot.zips_md5
-    files = " and ".join(f"{_url(part)} (md5 {md5s[part]})" for part in PARTS)
+    files = " and ".join(f"{_url(part)} (md5 {_md5(part)})" for part in PARTS)
     return (
         f"no Omniglot in {root.absolute()}: looked there for {', '.join(places)}; the download failed "
         f"({reason(error)}). Put {files} into that folder"

@@ -335,7 +335,7 @@ def test_an_object_array_is_refused_and_never_unpickled(tmp_path: Path) -> None:
     root.mkdir()
     for key in ("images", "labels"):
         path = write_packed(root, changed={key: np.array([MakesFolder(canary)], dtype=object)})
-        refused(root, f"{path.name} cannot be read .*{key}.npy is object")
+        refused(root, f"{path.name} cannot be read .*Object arrays cannot be loaded")
         assert not canary.exists()
     with np.load(path, allow_pickle=True) as packed:  # the canary would have sung
         packed["labels"]
@@ -423,7 +423,7 @@ def together(path, images):
         time.sleep(0.001)
     for _ in range(20):
         write(path, images)
-        omniglot.read_npz(path, omniglot.PARTS["images_background"])
+        omniglot.read_npz(path, images.shape)
 omniglot.write_npz = together
 print(omniglot.load(sys.argv[1], "train", "official").digest())
 """
@@ -584,14 +584,14 @@ def test_alphabets_are_those_of_the_data(real: Path) -> None:
 def test_an_official_zip_holds_the_images_of_the_packed_file(real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = real / "official" / "images_background_small1.zip"
     declare_official(path, monkeypatch)
-    packed = omniglot.read_npz(real / f"{BACKGROUND}.npz", PARTS[BACKGROUND])
-    drawings = list(omniglot.read_zip(path, BACKGROUND))
+    packed = omniglot.read_npz(real / f"{BACKGROUND}.npz", (PARTS[BACKGROUND].classes, DRAWERS, SIDE, SIDE))
+    drawings = list(omniglot.read_zip(path, omniglot._md5(BACKGROUND), omniglot._PNG))
     assert len(drawings) == 2720
     for name, png in drawings:
         alphabet, _, file = name.split("/")[-3:]
         character, drawer = int(file[:4]), int(file[5:7])
         assert omniglot.alphabet_of(character) == alphabet
-        assert np.array_equal(omniglot.decode(png), packed[character - 1, drawer - 1].numpy())
+        assert np.array_equal(omniglot.decode(png, SIDE), packed[character - 1, drawer - 1].numpy())
 
 
 def test_nearest_exact_is_nearest_of_pil_on_real_drawings(real: Path) -> None:

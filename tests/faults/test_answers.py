@@ -255,7 +255,7 @@ Change = Callable[[dict[str, bytes]], dict[str, bytes]]
         (as_folder, with_a_bad_png, None, True, "0001_03.png"),
         (as_npz, None, shortened, True, f"{BACKGROUND}.npz"),
         (as_npz, None, flipped, True, f"{BACKGROUND}.npz"),
-        (as_npz, None, objects, True, "is object"),
+        (as_npz, None, objects, True, "Object arrays cannot be loaded"),
     ],
 )
 @pytest.mark.usefixtures("no_network")
