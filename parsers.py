@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import autoencoders.published
-from config import Config, DataConfig, MixtureConfig, SchedulerSpec, TrainDataConfig, TrainSpec
+from config import Config, DataConfig, MixtureConfig, PublishedAutoencoder, SchedulerSpec, TrainDataConfig, TrainSpec
 from config.constraints import counts, episode_spec
 from data.augment import Augment, Warp
 from data.composition import EpisodeSpec
@@ -29,7 +29,7 @@ from runtime.randomness import Shard, seed_of
 
 _log = logging.getLogger(__name__)
 
-AUTOENCODERS = {"omniglot": autoencoders.published}
+AUTOENCODERS = {"published": autoencoders.published}
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -150,18 +150,20 @@ def cell_name(max_batch_cls: int, timesteps: int) -> str:
 def build_model(config: Config, device: torch.device) -> VMA:
     """The model with weights drawn by the seed."""
     model, side = config.model, config.train_data.resize
-    networks = AUTOENCODERS[model.autoencoder]
+    sizes = model.autoencoder
+    assert isinstance(sizes, PublishedAutoencoder)
+    networks = AUTOENCODERS[sizes.kind]
     features, latent = 2 * model.latent_dim, model.latent_dim
-    encoder_hidden, decoder_hidden = model.hidden
+    encoder_hidden, decoder_hidden = sizes.hidden
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", config.train_spec.seed))
         vma = VMA(
-            address_encoder=networks.Encoder(side, model.channels, encoder_hidden, model.matching_dim),
-            encoder=networks.Encoder(side, model.channels, encoder_hidden, features),
+            address_encoder=networks.Encoder(side, sizes.channels, encoder_hidden, model.matching_dim),
+            encoder=networks.Encoder(side, sizes.channels, encoder_hidden, features),
             p_a=UniformAddressPrior() if model.address_prior == "uniform" else LearnedAddressPrior(model.num_dummies),
             p_z=LatentPrior(features, latent),
             p_x=ImageLikelihood(
-                networks.Decoder(side, model.channels, decoder_hidden, 2 * latent),
+                networks.Decoder(side, sizes.channels, decoder_hidden, 2 * latent),
                 LIKELIHOODS[model.likelihood],
                 features,
                 latent,

@@ -1,3 +1,49 @@
 """Strict YAML -> a frozen, typed configuration.  Imports no torch, so a mistake in a file is answered at once."""
 
-from config.schema import *  # noqa: F403
+from config.comparing import HELD_OUT_KEYS, MAY_CHANGE_ON_RESUME, MODEL_KEYS, NETWORK_KEYS, differences
+from config.config import Config
+from config.reading import ConfigError, load, parse
+from config.schema import (
+    AUTOENCODERS,
+    OPTIMIZERS,
+    AugmentConfig,
+    Autoencoder,
+    DataConfig,
+    MixtureConfig,
+    ModelConfig,
+    PublishedAutoencoder,
+    SchedulerSpec,
+    TestDataConfig,
+    TestParams,
+    TestSpec,
+    TrainDataConfig,
+    TrainSpec,
+)
+from config.writing import dump
+
+__all__ = [
+    "AUTOENCODERS",
+    "HELD_OUT_KEYS",
+    "MAY_CHANGE_ON_RESUME",
+    "MODEL_KEYS",
+    "NETWORK_KEYS",
+    "OPTIMIZERS",
+    "AugmentConfig",
+    "Autoencoder",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "MixtureConfig",
+    "ModelConfig",
+    "PublishedAutoencoder",
+    "SchedulerSpec",
+    "TestDataConfig",
+    "TestParams",
+    "TestSpec",
+    "TrainDataConfig",
+    "TrainSpec",
+    "differences",
+    "dump",
+    "load",
+    "parse",
+]

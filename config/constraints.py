@@ -1,18 +1,14 @@
 """What must fit together in a configuration, and the values that would work where it does not.
 
-The sections come as they were read, each right by itself.  Nothing of `config` is imported but the names of its types.
+The sections come as they were read, each right by itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from config.schema import DataConfig, MixtureConfig, ModelConfig, TestDataConfig, TestSpec, TrainDataConfig, TrainSpec
 from data.composition import EpisodeSpec
 from data.registry import DATA_SETS, Counts, kinds_that_read
-
-if TYPE_CHECKING:
-    from config import DataConfig, MixtureConfig, ModelConfig, TestDataConfig, TestSpec, TrainDataConfig, TrainSpec
 
 Problem: TypeAlias = tuple[str, str]  # dotted path, what is wrong and what would work
 

@@ -1,88 +1,36 @@
-"""The schema of the configuration: strict YAML in, a frozen, typed and complete `Config` out.
+"""The sections of the configuration: their keys, the types and defaults of these, and what each means.
 
-Imports no torch, so a mistake in a file is answered at once.  Every mistake is listed in one `ConfigError`.
+The meanings are printed in docs/configuration.md.  What must fit together is in `constraints`.
 """
 
 import difflib
-import json
-import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from config import strict_yaml
-from config.constraints import Problem, contradictions
+from config.strict_yaml import shown
 from data.registry import DATA_SETS
-from runtime.errors import UserError
-
-_log = logging.getLogger(__name__)
-
-# Keys of the published configuration that have no use here: episodes are drawn on the device, without worker processes,
-# the loss is always the full one, and schedulers count steps.
-PUBLISHED_WITHOUT_USE = ("train_spec.full_loss", "train_spec.scheduler.times", "train_spec.n_jobs", "test_spec.n_jobs")
-
-# What a resumed run may change without becoming another run.  A key stands for everything below it.
-MAY_CHANGE_ON_RESUME = (
-    "train_spec.steps",
-    "train_spec.checkpoint_path",
-    "train_spec.log_file",
-    "train_spec.gpus",
-    "train_spec.val_every",
-    "train_spec.log_every",
-    "train_spec.save_every",
-    "train_spec.gradient_samples",
-    "train_data.root",
-    "train_data.iter",
-    "val_data.root",
-    "test_data",
-    "test_spec",
-)
-
-# What must agree between a checkpoint and the config that goes on from its weights.
-NETWORK_KEYS = (
-    "model.kind",
-    "model.autoencoder",
-    "model.likelihood",
-    "model.latent_dim",
-    "model.matching_dim",
-    "model.num_dummies",
-    "model.address_prior",
-    "model.channels",
-    "model.hidden",
-    "test_data.resize",
-)
-
-# What must agree between a checkpoint and the config it is tested with.
-MODEL_KEYS = (
-    *NETWORK_KEYS,
-    "test_data.resample",
-    "test_data.split",  # classes of one split's test are among those of the other's training
-)
-# What chooses the classes that are trained on and held out.
-HELD_OUT_KEYS = (
-    "train_data.kind",
-    "train_data.split",
-    "train_data.classes",
-    "train_data.held_out_classes",
-    "train_spec.seed",
-)
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "ASGD")
 
 _LONGEST_LIST = 1000
 _LARGEST = 10**15
-_STEPS_PER_EPOCH = 1000
-
-
-class ConfigError(UserError):
-    """The configuration is wrong; the message has one line for every mistake."""
-
 
 # --- types of single values -------------------------------------------------------------------------------------------
 
@@ -146,17 +94,16 @@ def _side(value: object) -> object:
     return _whole(value[0])
 
 
-def _optimizer(value: object) -> str:
-    names = {name.lower(): name for name in OPTIMIZERS}
-    if not isinstance(value, str) or value.lower() not in names:
-        raise ValueError(f"expected one of {', '.join(OPTIMIZERS)}")
-    return names[value.lower()]
+def one_of(names: Iterable[str]) -> PlainValidator:
+    """One of the names, which may be written in any case."""
 
+    def check(value: object) -> str:
+        found = [name for name in names if isinstance(value, str) and name.lower() == value.lower()]
+        if not found:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return found[0]
 
-def _data_kind(value: object) -> str:
-    if not isinstance(value, str) or value not in DATA_SETS:
-        raise ValueError(f"expected one of {', '.join(DATA_SETS)}")
-    return value
+    return PlainValidator(check)
 
 
 def _metric(value: object) -> str:
@@ -181,13 +128,12 @@ def _argument(value: object) -> object:
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(le=_LARGEST, ge=-_LARGEST)]
 Positive: TypeAlias = Annotated[Whole, Field(ge=1)]
 Natural: TypeAlias = Annotated[Whole, Field(ge=0)]
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Text: TypeAlias = Annotated[str, PlainValidator(_text)]
 Gpus: TypeAlias = Annotated[tuple[int, ...] | Literal["auto"], PlainValidator(_gpus)]
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 Side: TypeAlias = Annotated[int, BeforeValidator(_side), Field(ge=20, le=64)]
-Optimizer: TypeAlias = Annotated[str, PlainValidator(_optimizer)]
-DataKind: TypeAlias = Annotated[str, PlainValidator(_data_kind)]
-Metric: TypeAlias = Annotated[str, PlainValidator(_metric)]
+Likelihood: TypeAlias = Literal["bernoulli", "normal"]
 Argument: TypeAlias = Annotated[Any, PlainValidator(_argument)]
 PositiveList: TypeAlias = Annotated[tuple[Positive, ...], BeforeValidator(_expand), Field(min_length=1)]
 NaturalList: TypeAlias = Annotated[tuple[Natural, ...], BeforeValidator(_expand), Field(min_length=1)]
@@ -196,58 +142,138 @@ NaturalList: TypeAlias = Annotated[tuple[Natural, ...], BeforeValidator(_expand)
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
-class _Section(BaseModel):
+CORRECTED = object()  # context of a validation that only wants the sections with corrected keys
+
+
+class Section(BaseModel):
+    """A mapping in the file.  An unknown key is taken for the one that was probably meant, to find further mistakes."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _correct_keys(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        known = cls.model_fields
+        if not isinstance(values, dict) or cls.model_config["extra"] == "allow" or values.keys() <= known.keys():
+            return handler(values)
+        errors, corrected = [], {key: value for key, value in values.items() if key in known}
+        for key in [key for key in values if key not in known]:
+            if near := difflib.get_close_matches(key, known, n=1):
+                corrected.setdefault(near[0], values[key])
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+            errors.append(mistake((key,), "unknown", f"unknown key; {hint}"))
+        try:
+            section = handler(corrected)
+            if info.context is CORRECTED:
+                return section
+        except ValidationError as error:
+            errors += mistakes_of(error)
+        raise ValidationError.from_exception_data(cls.__name__, errors)
 
-class ModelConfig(_Section):
+
+def mistake(where: tuple[int | str, ...], type_: str, text: str, value: object = None) -> InitErrorDetails:
+    """One line of a ValidationError."""
+    escaped = text.replace("{", "{{").replace("}", "}}")
+    return {"type": PydanticCustomError(type_, escaped), "loc": where, "input": value}
+
+
+def mistakes_of(error: ValidationError) -> list[InitErrorDetails]:
+    """The lines of a ValidationError, to raise again with others."""
+    return [mistake(one["loc"], one["type"], one["msg"], one["input"]) for one in error.errors(include_url=False)]
+
+
+def key(default: Any, meaning: str, **limits: Any) -> Any:
+    """A key of a section; the default `...` is none."""
+    return Field(default, description=meaning, **limits)
+
+
+class Autoencoder(Section):
+    """The convolutional encoder and decoder; each kind has keys of its own."""
+
+    kind: str
+
+
+class PublishedAutoencoder(Autoencoder):
+    """The networks of the published code."""
+
+    kind: Literal["published"] = "published"
+    channels: Widths = key((48, 64), "feature maps at the two finer scales, and at the coarser ones")
+    hidden: Widths = key((100, 256), "width of the dense layers of the encoder, and of the decoder")
+
+
+AUTOENCODERS: dict[str, type[Autoencoder]] = {"published": PublishedAutoencoder}
+_OTHER_NAMES = {"vma": "published", "omniglot": "published"}  # of the published code, and of earlier versions of this
+
+
+def autoencoder_section(value: object) -> object:
+    """`value` as a section, with the name that its kind has here, where it is a name or a section."""
+    if isinstance(value, str):
+        value = {"kind": value}
+    if isinstance(value, dict) and isinstance(kind := value.get("kind"), str):
+        value = {**value, "kind": _OTHER_NAMES.get(kind.lower(), kind.lower())}
+    return value
+
+
+def _autoencoder(value: object, info: ValidationInfo) -> object:
+    value = autoencoder_section(value)
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("kind", "published")
+    if not isinstance(kind, str) or kind not in AUTOENCODERS:
+        raise ValueError(f"expected one of the kinds {', '.join(AUTOENCODERS)}")
+    return AUTOENCODERS[kind].model_validate(value, context=info.context)
+
+
+class ModelConfig(Section):
     """The networks."""
 
-    kind: Literal["vma"] = "vma"
-    autoencoder: Literal["omniglot"] = "omniglot"
-    likelihood: Literal["bernoulli", "normal"] = "bernoulli"
-    latent_dim: Positive = 64
-    matching_dim: Positive = 200
-    importance_num: Positive = 4
-    num_dummies: Natural = 2
-    address_prior: Literal["uniform", "learned"] = "uniform"
-    channels: Widths = (48, 64)  # feature maps at the two finer scales and at the coarser ones
-    hidden: Widths = (100, 256)  # dense layers of the encoder and of the decoder
+    kind: Annotated[str, one_of(("vma",))] = key("vma", "the model")
+    autoencoder: Annotated[SerializeAsAny[Autoencoder], BeforeValidator(_autoencoder)] = key(
+        PublishedAutoencoder(), "the convolutional encoder and decoder: a name, or a section with `kind`"
+    )
+    likelihood: Likelihood = key("bernoulli", "p(x | z, m_a); `normal` has unit variance")
+    latent_dim: Positive = key(64, "size of z")
+    matching_dim: Positive = key(200, "size of the embeddings whose dot products address the memory")
+    importance_num: Positive = key(4, "K, samples of (a, z) a target in training; vimco needs 2 or more")
+    num_dummies: Natural = key(2, "learned images appended to every memory")
+    address_prior: Literal["uniform", "learned"] = key(
+        "uniform", "p(a | M): uniform over memory and dummies, or with a learned logit for each dummy"
+    )
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Images, and the memories that are composed of them."""
 
-    kind: DataKind
-    root: Text | None = None
-    batch_size: Positive  # targets
-    timesteps: Natural  # images in a memory
-    exact: bool
-    max_img_per_class: Positive | None = None
-    max_batch_cls: Positive | None = None
-    iter: Positive | None = None  # steps per epoch
-    resize: Side = 26
-    split: Literal["official", "45-5"] = "official"
-    resample: Literal["nearest-exact", "nearest", "maxpool"] = "nearest-exact"
-    classes: Positive = 200  # of training, glyphs only
+    kind: Annotated[str, one_of(DATA_SETS)] = key(..., "the data set")
+    root: Text | None = key(None, "folder of the data; what can be downloaded is put there")
+    batch_size: Positive = key(..., "targets in a step")
+    timesteps: Natural = key(..., "M, images in a memory")
+    exact: bool = key(..., "exactly as many as the next two keys say; false: at most as many, drawn each time")
+    max_img_per_class: Positive | None = key(None, "images of a class in a memory; or else the next key")
+    max_batch_cls: Positive | None = key(None, "C, classes in a memory")
+    iter: Positive | None = key(None, "steps in an epoch (1000 for null); read in train_data only")
+    resize: Side = key(26, "side of the images in pixels, 20 to 64")
+    split: Literal["official", "45-5"] = key("official", "classes to train on and to test; omniglot only")
+    resample: Literal["nearest-exact", "nearest", "maxpool"] = key("nearest-exact", "how they get there")
+    classes: Positive = key(200, "classes drawn for training; glyphs only")
 
 
-class AugmentConfig(_Section):
-    """One random map for all images of a class in an episode."""
+class AugmentConfig(Section):
+    """One random map for all images of a class in an episode, which makes it a new class."""
 
-    keep: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability that a class is left alone
-    flips: bool = True
-    turns: bool = True  # by quarters
-    rotation: Annotated[float, Field(ge=0, le=180)] = 15.0  # degrees, at most
-    scale: Annotated[float, Field(ge=0, le=1)] = 0.15  # at most by 1 + scale, up or down
-    shear: Annotated[float, Field(ge=0, le=1)] = 0.15  # at most
+    keep: Fraction = key(0.5, "probability that a class is left alone")
+    flips: bool = key(True, "mirror images")
+    turns: bool = key(True, "turns by quarters")
+    rotation: float = key(15.0, "degrees, at most", ge=0, le=180)
+    scale: Fraction = key(0.15, "each axis by a factor of at most 1 + scale, up or down")
+    shear: Fraction = key(0.15, "at most")
 
 
-class MixtureConfig(_Section):
+class MixtureConfig(Section):
     """One more composition of memories to train with, drawn for a step with a probability ~ `weight`."""
 
-    weight: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0  # that of the composition in train_data itself is 1
-    timesteps: Positive
+    weight: float = key(1.0, "how often, where the composition of train_data itself has 1", ge=1e-6, le=1e6)
+    timesteps: Positive = key(..., "as in train_data, like the other keys")
     exact: bool = True
     max_img_per_class: Positive | None = None
     max_batch_cls: Positive | None = None
@@ -257,16 +283,18 @@ class MixtureConfig(_Section):
 class TrainDataConfig(DataConfig):
     """The images of training; those of validation are taken from them, class by class."""
 
-    targets_per_memory: Positive = 1
-    held_out_classes: Natural = 48  # 0 for kinds whose test has the classes of the training, such as mnist
-    augment: AugmentConfig | None = None
-    mixture: Annotated[tuple[MixtureConfig, ...], BeforeValidator(_tuple)] = ()
+    targets_per_memory: Positive = key(1, "targets that share a memory, equally many of each class in it")
+    held_out_classes: Natural = key(48, "classes kept for validation, chosen by the seed; 0 for mnist, all tested")
+    augment: AugmentConfig | None = key(None, "random maps of classes")
+    mixture: Annotated[tuple[MixtureConfig, ...], BeforeValidator(_tuple)] = key(
+        (), "a list of further compositions of memories, one of which is drawn for every step"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _none_of_tested_classes(cls, values: Any) -> Any:
         kind = values.get("kind") if isinstance(values, dict) else None
-        if isinstance(kind, str) and kind in DATA_SETS and DATA_SETS[kind].same_classes:
+        if isinstance(kind, str) and kind.lower() in DATA_SETS and DATA_SETS[kind.lower()].same_classes:
             return {"held_out_classes": 0, **values}
         return values
 
@@ -276,17 +304,17 @@ class TestDataConfig(DataConfig):
 
     __test__: ClassVar[bool] = False  # not a test case, whatever pytest makes of the name
 
-    timesteps: Natural = 0
-    exact: bool = False
+    timesteps: Natural = key(0, "not read, like the next three: the memories are those of test_params")
+    exact: bool = key(False, "not read")
 
 
-class SchedulerSpec(_Section):
+class SchedulerSpec(Section):
     """A class of torch.optim.lr_scheduler by name; every further key is an argument of it."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Argument]
 
-    kind: Text
+    kind: Text = key(..., "a class of torch.optim.lr_scheduler; the other keys are its arguments")
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -296,301 +324,58 @@ class SchedulerSpec(_Section):
     @model_validator(mode="after")
     def _named(self) -> "SchedulerSpec":
         if odd := [key for key in self.__pydantic_extra__ if not key.isidentifier() or len(key) > 60]:
-            raise ValueError(f"expected names of arguments, {strict_yaml.shown(odd[0])} is none")
+            raise ValueError(f"expected names of arguments, {shown(odd[0])} is none")
         return self
 
 
-class TrainSpec(_Section):
+class TrainSpec(Section):
     """The course of a training."""
 
-    checkpoint_path: Text
-    log_file: Text | None = None
-    gpus: Gpus = "auto"
-    init_from: Text | None = None  # weights to begin with
-    steps: Positive
-    optimizer: Optimizer = "Adam"
-    lr: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    scheduler: SchedulerSpec | None = None
-    seed: Natural = 0
-    objective: Literal["vimco", "marginal"] = "vimco"
-    z_gradient: Literal["standard", "dreg"] = "standard"
-    gradient_samples: Literal["all", 1] = "all"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    grad_clip: Annotated[float, Field(gt=0)] | None = None
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    warmup: Natural = 0
-    val_every: Positive | None = None
-    val_targets: Positive = 2000
-    log_every: Positive = 100
-    save_every: Positive | None = None
+    checkpoint_path: Text = key(..., "the best weights; the state for resuming is NAME.last.pt beside them")
+    log_file: Text | None = key(None, "one line of JSON every log_every steps; null: none")
+    gpus: Gpus = key("auto", "auto: all that the batch divides among; or their numbers; []: the CPU")
+    init_from: Text | None = key(None, "a checkpoint whose weights to begin with")
+    steps: Positive = key(..., "length of the training")
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = key("Adam", "a class of torch.optim")
+    lr: float = key(..., "learning rate", gt=0)
+    weight_decay: float = key(0.0, "of the optimizer", ge=0)
+    scheduler: SchedulerSpec | None = key(None, "of the learning rate, counted in steps")
+    seed: Natural = key(0, "of weights, episodes, noise and the choice of held-out classes")
+    objective: Literal["vimco", "marginal"] = key("vimco", "marginal: the exact sum over addresses")
+    z_gradient: Literal["standard", "dreg"] = key("standard", "dreg: doubly reparameterised, for q(z | x, m_a)")
+    gradient_samples: Literal["all", 1] = key("all", "1: through one of the K, drawn by its weight; same mean")
+    precision: Literal["fp32", "bf16"] = key("fp32", "of the networks in training")
+    grad_clip: Annotated[float, Field(gt=0)] | None = key(None, "largest norm of the gradient")
+    ema_decay: float = key(0.0, "weights averaged over steps, which are tested; 0: off", ge=0, lt=1)
+    warmup: Natural = key(0, "steps over which the learning rate rises to lr")
+    val_every: Positive | None = key(None, "steps between validations; null: an epoch (train_data.iter)")
+    val_targets: Positive = key(2000, "targets of one validation, always the same ones")
+    log_every: Positive = key(100, "steps between lines in the log")
+    save_every: Positive | None = key(None, "steps between saved states; null: an epoch")
 
 
-class TestParams(_Section):
+class TestParams(Section):
     """The grid: one cell for every pair of a number of classes and a memory size."""
 
     __test__: ClassVar[bool] = False
 
-    max_batch_cls: PositiveList
-    timesteps: NaturalList
+    max_batch_cls: PositiveList = key(..., "C: a memory holds 1 to C classes, the target's own among them")
+    timesteps: NaturalList = key(..., "M, images in a memory")
 
 
-class TestSpec(_Section):
+class TestSpec(Section):
     """The test."""
 
     __test__: ClassVar[bool] = False
 
-    metric: Metric = "elbo"
-    checkpoint_path: Text | None = None
-    output_file: Text
-    gpus: Gpus = "auto"
-    test_params: TestParams
-    importance_num: Positive = 1000
-    targets: Positive | None = None
-    subset: Literal["test", "train", "held_out"] = "test"
-    own_class: bool = True
-    seed: Natural = 0
-    chunk: Positive | None = None
-
-
-class Config(_Section):
-    """Everything that defines a run.  Its parts fit together: an instance that contradicts itself cannot be made."""
-
-    model: ModelConfig
-    train_data: TrainDataConfig
-    val_data: DataConfig
-    test_data: TestDataConfig
-    train_spec: TrainSpec
-    test_spec: TestSpec
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.train_data.iter or _STEPS_PER_EPOCH
-
-    @property
-    def val_every(self) -> int:
-        """Steps between two validations."""
-        return self.train_spec.val_every or self.steps_per_epoch
-
-    @property
-    def save_every(self) -> int:
-        """Steps between two saved states."""
-        return self.train_spec.save_every or self.steps_per_epoch
-
-    @property
-    def test_checkpoint(self) -> str:
-        """The checkpoint that the test reads."""
-        return self.test_spec.checkpoint_path or self.train_spec.checkpoint_path
-
-    @property
-    def test_cells(self) -> list[tuple[int, int]]:
-        """(max_batch_cls, timesteps) of every cell of the test grid."""
-        params = self.test_spec.test_params
-        return [(c, m) for c in params.max_batch_cls for m in params.timesteps]
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "Config":
-        sections = {name: getattr(self, name) for name in Config.model_fields}
-        if wrong := [f"{path}: {text}" for path, text in contradictions(sections)]:
-            raise ValueError("\n".join(wrong))
-        return self
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a file, changed by `dotted.key=value` overrides.  Raises ConfigError."""
-    try:
-        text = strict_yaml.read(path)
-    except strict_yaml.StrictYamlError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return parse(text, str(path), overrides)
-
-
-def parse(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration written in `text`; `source` names it in messages.  Raises ConfigError with all mistakes."""
-    try:
-        raw = strict_yaml.parse(text)
-    except strict_yaml.StrictYamlError as error:
-        raise ConfigError(f"{source}: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{source}: expected sections ({', '.join(Config.model_fields)}), found {_kind_of(raw)}")
-    overridden = [_override(raw, one) for one in overrides]
-    _drop_unused(raw, source)
-    problems = list(_correct_keys(raw, Config))
-    sections, more = _sections(raw)
-    problems += [*more, *contradictions(sections)]
-    if problems:
-        raise ConfigError("\n".join(f"{_origin(path, source, overridden)}: {path}: {text}" for path, text in problems))
-    return Config.model_validate(sections)
-
-
-def _override(raw: dict[str, Any], text: str) -> str:
-    """Put `dotted.key=value` into `raw` and return the key."""
-    path, equals, value = text.partition("=")
-    path = path.strip()
-    *parents, last = path.split(".")
-    if not equals or not all((*parents, last)):
-        raise ConfigError(f"--set {strict_yaml.shown(text)}: expected dotted.key=value, such as train_spec.steps=200")
-    try:
-        new = strict_yaml.parse(value)
-    except strict_yaml.StrictYamlError as error:
-        hint = "; write null for nothing" if not value.strip() else ""
-        raise ConfigError(f"--set {strict_yaml.shown(path)}: {error}{hint}") from None
-    node = raw
-    for key in parents:
-        if node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {strict_yaml.shown(path)}: {strict_yaml.shown(key)} is a value, not a section")
-    node[last] = new
-    return path
-
-
-def _origin(path: str, source: str, overridden: Collection[str]) -> str:
-    """Where the value at `path` was given."""
-    path = path.partition("[")[0]
-    return "--set" if _below(path, overridden) or any(_below(key, (path,)) for key in overridden) else source
-
-
-def _drop_unused(raw: dict[str, Any], source: str) -> None:
-    for path in PUBLISHED_WITHOUT_USE:
-        *parents, last = path.split(".")
-        node: Any = raw
-        for key in parents:
-            node = node.get(key) if isinstance(node, dict) else None
-        if isinstance(node, dict) and last in node:
-            del node[last]
-            _log.warning("%s: %s has no use here and is ignored", source, path)
-
-
-def _correct_keys(raw: dict[str, Any], schema: type[BaseModel], prefix: str = "") -> Iterator[Problem]:
-    """Unknown keys.  Each is taken for the one that was probably meant, or out of `raw`, to find the other mistakes."""
-    for key in [key for key in raw if key not in schema.model_fields]:
-        value, missing = raw.pop(key), [name for name in schema.model_fields if name not in raw]
-        near = difflib.get_close_matches(key, schema.model_fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(schema.model_fields)}"
-        if near and near[0] in missing:
-            raw[near[0]] = value
-        yield f"{prefix}{strict_yaml.shown(key)}", f"unknown key; {hint}"
-    for name, field in schema.model_fields.items():
-        below, value = _section_in(field.annotation), raw.get(name)
-        if below is None or below.model_config.get("extra") == "allow":
-            continue
-        parts = enumerate(value) if isinstance(value, list) else ()
-        within = {prefix + name: value, **{f"{prefix}{name}[{i}]": part for i, part in parts}}
-        for path, section in within.items():
-            if isinstance(section, dict):
-                yield from _correct_keys(section, below, f"{path}.")
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The schema in a type such as `Section`, `Section | None` or `tuple[Section, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
-
-
-def _sections(raw: Mapping[str, Any]) -> tuple[dict[str, BaseModel], list[Problem]]:
-    """The sections that are right by themselves, and the mistakes in the others."""
-    sections: dict[str, BaseModel] = {}
-    problems: list[Problem] = []
-    for name, field in Config.model_fields.items():
-        schema = field.annotation
-        assert isinstance(schema, type) and issubclass(schema, BaseModel)
-        if name not in raw:
-            problems.append((name, f"missing section; its keys are {', '.join(schema.model_fields)}"))
-            continue
-        try:
-            sections[name] = schema.model_validate(raw[name])
-        except ValidationError as error:
-            problems += [_described(name, dict(one)) for one in error.errors(include_url=False)]
-    return sections, problems
-
-
-def _described(section: str, error: Mapping[str, Any]) -> Problem:
-    parts = (f"[{part}]" if isinstance(part, int) else f".{strict_yaml.shown(part)}" for part in error["loc"])
-    path = section + "".join(parts)
-    if error["type"] == "missing":
-        return path, "missing; this key has no default"
-    if error["type"] == "model_type":
-        return path, f"expected a section with keys, found {_kind_of(error['input'])}"
-    text = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return path, f"value {_shown(error['input'])}: {text.replace('a valid integer', 'a whole number')}"
-
-
-def _kind_of(value: object) -> str:
-    return "a list" if isinstance(value, list) else "a section" if isinstance(value, dict) else _shown(value)
-
-
-def _shown(value: object) -> str:
-    return strict_yaml.shown(repr(value) if isinstance(value, str) else _yaml(value))
-
-
-def _yaml(value: object) -> str:
-    """A value on one line, as it is written in the file."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_yaml, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
-    return str(value)
-
-
-# --- writing and comparing --------------------------------------------------------------------------------------------
-
-
-_NOT_PLAIN = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # some are switches to other readers
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what strict_yaml reads back: no aliases, and quotes around all that is not plainly a word or a path."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-
-def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    plain = re.fullmatch(r"[A-Za-z][A-Za-z_]*([./-][A-Za-z_]+)*", text) and text.lower() not in _NOT_PLAIN
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
-
-
-def _write_list(dumper: yaml.SafeDumper, values: Sequence[object]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
-
-
-_Dumper.add_representer(str, _write_text)
-_Dumper.add_representer(tuple, _write_list)
-
-
-def dump(config: Config) -> str:
-    """The complete resolved configuration as YAML; `parse` reads it back to an equal object."""
-    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30)
-
-
-def differences(a: Config, b: Config, ignore: Collection[str] = (), only: Collection[str] | None = None) -> list[str]:
-    """What differs between the config of a checkpoint, `a`, and the present one, `b`, a line for each key.
-
-    `ignore` and `only` hold dotted keys; each stands for everything below it.
-    """
-    then, now = dict(_leaves(a.model_dump())), dict(_leaves(b.model_dump()))
-    return [
-        f"{path}: {then.get(path, 'not set')} in the checkpoint, {now.get(path, 'not set')} now"
-        for path in dict.fromkeys((*then, *now))
-        if then.get(path) != now.get(path) and not _below(path, ignore) and (only is None or _below(path, only))
-    ]
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, _yaml(value)
-
-
-def _below(path: str, keys: Collection[str]) -> bool:
-    return any(path == key or path.startswith(f"{key}.") for key in keys)
+    metric: Annotated[str, PlainValidator(_metric)] = key("elbo", "the bound with importance_num samples")
+    checkpoint_path: Text | None = key(None, "the weights; null: those of train_spec")
+    output_file: Text = key(..., "the table; beside it Markdown, a plot and the bound of every target")
+    gpus: Gpus = key("auto", "as in train_spec")
+    test_params: TestParams = key(..., "the grid: one cell for every pair of the two")
+    importance_num: Positive = key(1000, "K")
+    targets: Positive | None = key(None, "of a cell, spread evenly over classes; null: every image once")
+    subset: Literal["test", "train", "held_out"] = key("test", "the classes of targets and memories")
+    own_class: bool = key(True, "false: a control, memories of other classes only")
+    seed: Natural = key(0, "of memories and noise")
+    chunk: Positive | None = key(None, "samples decoded at once; null: as many as fit well")

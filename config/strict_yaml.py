@@ -1,16 +1,16 @@
 """A small, strict part of YAML: mappings, lists and scalars, nothing else.
 
-The text is read as a stream of events, so whatever could grow, recurse or run code (aliases, tags, deep nesting) is
-refused before anything is built.  Scalars follow YAML 1.2 (`1e-4` is a number, `12:30` and `no` are
-text), except that `1e5` is a whole number and `010`, which readers disagree about, is refused.
+Whatever could grow, recurse or run code (aliases, tags, deep nesting) is refused before anything is built.  Scalars
+follow YAML 1.2 (`1e-4` is a number, `12:30` and `no` are text), except that `1e5` is a whole number and `010`, which
+readers disagree about, is refused.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import yaml
+from yaml.composer import Composer
 
 Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 
@@ -67,20 +67,23 @@ def parse(text: str) -> Value:
     if tab := _INDENTED_BY_TAB.search(text):
         line = text.count("\n", 0, tab.start()) + 1
         raise StrictYamlError(f"line {line}: a tab in the indentation; YAML wants spaces")
-    if not text.strip():
-        raise StrictYamlError("empty")
-    builder = _Builder()
     try:
-        for event in _events(text):
-            builder.take(event)
+        loader: Any = type("_Loader", (_Nodes, _LOADER), {"__init__": _LOADER.__init__})(text)
+        if not loader.check_node():
+            raise StrictYamlError("empty")
+        root = loader.get_node()
+        if loader.check_node():
+            _refuse(loader.peek_event(), "a second document; a configuration is one document")
+        return _value(root)
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        if "nesting depth" in str(error.problem):  # the parser in C has a limit of its own and looks far ahead
+            raise StrictYamlError(f"{where}nested deeper than {MAX_DEPTH} levels") from None
         raise StrictYamlError(f"{where}not valid YAML: {error.problem}") from None
     except StrictYamlError:
         raise
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the parsers let bad escapes and directives through
         raise StrictYamlError(f"not valid YAML: {str(error).splitlines()[0]}") from None
-    return builder.result()
 
 
 def shown(text: str) -> str:
@@ -90,100 +93,61 @@ def shown(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _events(text: str) -> Iterator[yaml.Event]:
-    return yaml.parse(text, Loader=_LOADER)
+class _Nodes(Composer):
+    """PyYAML's composer, which makes a tree of the parser's events, without all that is not strict."""
 
+    number = depth = 0
 
-class _Builder:
-    """Puts a value together from events, without recursion."""
-
-    def __init__(self) -> None:
-        self._roots: list[Value] = []
-        self._open: list[list[Value] | dict[str, Value]] = []
-        self._keys: list[str | None] = []  # for every open collection the key that waits for its value
-        self._nodes = 0
-
-    def result(self) -> Value:
-        if not self._roots:
-            raise StrictYamlError("empty")
-        return self._roots[0]
-
-    def take(self, event: yaml.Event) -> None:
-        """Adds one event.  Raises StrictYamlError for anything outside the strict part of YAML."""
-        if isinstance(event, yaml.NodeEvent):
-            self._refuse_extras(event)
-        if isinstance(event, yaml.DocumentStartEvent) and self._roots:
-            self._fail(event, "a second document; a configuration is one document")
-        elif isinstance(event, yaml.MappingStartEvent):
-            self._begin(event, {})
-        elif isinstance(event, yaml.SequenceStartEvent):
-            self._begin(event, [])
-        elif isinstance(event, yaml.CollectionEndEvent):
-            self._open.pop()
-            self._keys.pop()
-        elif isinstance(event, yaml.ScalarEvent):
-            self._scalar(event)
-
-    def _refuse_extras(self, event: yaml.NodeEvent) -> None:
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
-            self._fail(event, f"more than {MAX_NODES:,} values, so it cannot be a configuration")
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[attr-defined]  # of the parser that this is mixed with
+        self.number += 1
+        if self.number > MAX_NODES:
+            _refuse(event, f"more than {MAX_NODES:,} values, so it cannot be a configuration")
         if isinstance(event, yaml.AliasEvent):
-            self._fail(event, f"the alias *{event.anchor}; write the value out")
+            _refuse(event, f"the alias *{event.anchor}; write the value out")
         if event.anchor is not None:
-            self._fail(event, f"the anchor &{event.anchor}; write the value out where it is needed")
-        if (tag := getattr(event, "tag", None)) is not None:
-            self._fail(event, f"the tag {shown(tag)}; tags are not read")
+            _refuse(event, f"the anchor &{event.anchor}; write the value out where it is needed")
+        if event.tag is not None:
+            _refuse(event, f"the tag {shown(event.tag)}; tags are not read")
+        if self.depth >= MAX_DEPTH and isinstance(event, yaml.CollectionStartEvent):
+            _refuse(event, f"nested deeper than {MAX_DEPTH} levels")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
-    def _begin(self, event: yaml.Event, collection: list[Value] | dict[str, Value]) -> None:
-        if len(self._open) >= MAX_DEPTH:
-            self._fail(event, f"nested deeper than {MAX_DEPTH} levels")
-        if self._waits_for_key():
-            self._fail(event, "a key that is a list or a mapping; keys are names")
-        self._put(collection)
-        self._open.append(collection)
-        self._keys.append(None)
 
-    def _scalar(self, event: yaml.ScalarEvent) -> None:
-        if not self._waits_for_key():
-            self._put(self._resolve(event))
-            return
-        mapping = self._open[-1]
-        if event.value in mapping:
-            self._fail(event, f"the key {shown(event.value)} is given twice")
-        self._keys[-1] = event.value
+def _value(node: yaml.Node) -> Value:
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style else _scalar(node)  # a style is quotes or a block of text
+    mapping: dict[str, Value] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            _refuse(key, "a key that is a list or a mapping; keys are names")
+        if key.value in mapping:
+            _refuse(key, f"the key {shown(key.value)} is given twice")
+        mapping[key.value] = _value(value)
+    return mapping
 
-    def _waits_for_key(self) -> bool:
-        return bool(self._open) and isinstance(self._open[-1], dict) and self._keys[-1] is None
 
-    def _put(self, value: Value) -> None:
-        if not self._open:
-            self._roots.append(value)
-            return
-        parent, key = self._open[-1], self._keys[-1]
-        if isinstance(parent, list):
-            parent.append(value)
-        elif key is not None:
-            parent[key] = value
-            self._keys[-1] = None
+def _scalar(node: yaml.Node) -> Value:
+    text: str = node.value
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _AMBIGUOUS.fullmatch(text):
+        plain = text.lstrip("+-0") or "0"
+        _refuse(node, f"{text}: is this decimal or octal? Write {plain}, or '{text}' in quotes for text")
+    if _INTEGER.fullmatch(text):
+        if len(text.lstrip("+-")) > MAX_DIGITS:
+            _refuse(node, f"a whole number of more than {MAX_DIGITS} digits")
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        return int(number) if _WHOLE_EXPONENT.fullmatch(text) and abs(number) <= MAX_EXACT else number
+    return text
 
-    def _resolve(self, event: yaml.ScalarEvent) -> Value:
-        text: str = event.value
-        if event.style:  # quoted, or a block of text
-            return text
-        if text in _CONSTANTS:
-            return _CONSTANTS[text]
-        if _AMBIGUOUS.fullmatch(text):
-            plain = text.lstrip("+-0") or "0"
-            self._fail(event, f"{text}: is this decimal or octal? Write {plain}, or '{text}' in quotes for text")
-        if _INTEGER.fullmatch(text):
-            if len(text.lstrip("+-")) > MAX_DIGITS:
-                self._fail(event, f"a whole number of more than {MAX_DIGITS} digits")
-            return int(text)
-        if _FLOAT.fullmatch(text):
-            number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-            return int(number) if _WHOLE_EXPONENT.fullmatch(text) and abs(number) <= MAX_EXACT else number
-        return text
 
-    def _fail(self, event: yaml.Event, what: str) -> NoReturn:
-        raise StrictYamlError(f"line {event.start_mark.line + 1}: {what}" if event.start_mark else what)
+def _refuse(where: Any, what: str) -> NoReturn:
+    raise StrictYamlError(f"line {where.start_mark.line + 1}: {what}" if where.start_mark else what)

@@ -84,6 +84,11 @@ def vma(*overrides: str) -> Config:
     return config.parse(VMA, "vma.yaml", overrides)
 
 
+def complete(name: str) -> str:
+    """A shipped configuration with all that it inherits."""
+    return config.dump(config.load(ROOT / "configs" / name))
+
+
 def refusal(text: str, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         config.parse(text, "a.yaml", overrides)
@@ -118,17 +123,27 @@ def test_shipped_configs_load_without_a_warning(path: Path, caplog: pytest.LogCa
     assert not caplog.records
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_shipped_configs_are_complete(path: Path) -> None:
-    written = strict_yaml.parse(path.read_text())
-    missing = []
+def test_the_published_config_shows_every_key() -> None:
+    written: Any = strict_yaml.parse(VMA)
+    assert written["model"]["autoencoder"].keys() == config.PublishedAutoencoder.model_fields.keys()
+    written["model"]["autoencoder"] = None
     for key in leaves(Config):
-        node: Any = written
-        for part in key.split("."):
-            node = node.get(part, KeyError) if isinstance(node, dict) else KeyError
-        if node is KeyError:
-            missing.append(key)
-    assert missing == []
+        section, _, name = key.partition(".")
+        if section not in ("val_data", "test_data"):  # which take from train_data what they leave out
+            node: Any = written[section]
+            for part in name.removesuffix(".kind").split("."):
+                assert part in node, key
+                node = node[part]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_other_shipped_configs_say_only_what_differs(path: Path) -> None:
+    """Every value that they give is another one than that of the file they are based on."""
+    written: Any = strict_yaml.parse(path.read_text())
+    if (base := written.pop("base", None)) is None:
+        return
+    before = config.load(path.parent / base).model_dump()
+    assert [f"{s}.{key}" for s in written for key in written[s] if written[s][key] == before[s][key]] == []
 
 
 def test_the_published_experiment() -> None:
@@ -161,7 +176,7 @@ def test_a_file_of_the_published_kind_runs_unchanged(caplog: pytest.LogCaptureFi
 def test_defaults_keep_the_published_behaviour() -> None:
     c = config.parse(PUBLISHED, "old.yaml")
     assert (c.model.num_dummies, c.model.address_prior) == (2, "uniform")
-    assert (c.model.channels, c.model.hidden) == ((48, 64), (100, 256))
+    assert c.model.autoencoder == config.PublishedAutoencoder(channels=(48, 64), hidden=(100, 256))
     assert (c.train_data.targets_per_memory, c.train_data.held_out_classes, c.train_data.augment) == (1, 48, None)
     assert (c.train_data.split, c.train_data.resample) == ("official", "nearest-exact")
     spec = c.train_spec
@@ -400,8 +415,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("test_spec.test_params.timesteps=[1..999999999]", "expected a range 1..999999999 that rises, by less"),
         ("test_spec.test_params.timesteps=[1, x]", "test_spec.test_params.timesteps[1]: value 'x': expected a whole"),
         ("test_spec.test_params.max_batch_cls=[0]", "test_spec.test_params.max_batch_cls[0]: value 0: expected"),
-        ("model.channels=[1, 2, 3]", "model.channels"),
-        ("model.channels=[1, 0]", "model.channels[1]: value 0: expected greater than or equal to 1"),
+        ("model.channels=[1, 2, 3]", "model.autoencoder.channels: value [1, 2, 3]"),
+        ("model.channels=[1, 0]", "model.autoencoder.channels[1]: value 0: expected greater than or equal to 1"),
         ("model.lr=1", "model.lr: unknown key; expected one of kind, autoencoder"),
         ("model.latent_dmi=3", "model.latent_dmi: unknown key; did you mean latent_dim?"),
         ("train_dat.kind=mnist", "train_dat: unknown key; did you mean train_data?"),
@@ -452,10 +467,11 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
 
 def test_missing_sections_and_keys() -> None:
     message = refusal("model: {}\ntrain_data: {kind: mnist}\n")
-    for key in ("val_data", "test_data", "train_spec", "test_spec"):
+    for key in ("train_spec", "test_spec"):
         assert f"a.yaml: {key}: missing section; its keys are" in message
     for key in ("batch_size", "timesteps", "exact"):
         assert f"a.yaml: train_data.{key}: missing" in message
+    assert "val_data" not in message and "test_data" not in message, "they take from train_data what they leave out"
 
 
 @pytest.mark.parametrize(
@@ -527,6 +543,7 @@ def test_the_values_that_are_suggested_work(data: dict[str, Any]) -> None:
     given_keys = [f"train_data.{key}={data[key]}" for key in ("timesteps", "targets_per_memory", "batch_size")]
     given_keys += [f"train_data.{keys[0]}={data['number']}", f"train_data.{keys[1]}=null"]
     given_keys += [f"train_data.exact={data['exact']}"]
+    given_keys += ["val_data.timesteps=32", "val_data.max_img_per_class=4", "val_data.exact=true"]
     try:
         vma(*given_keys)
     except ConfigError as error:
@@ -542,7 +559,7 @@ def test_the_values_that_are_suggested_work(data: dict[str, Any]) -> None:
 
 
 def test_mnist_has_no_classes_to_hold_out() -> None:
-    text = (ROOT / "configs" / "mnist.yaml").read_text()
+    text = complete("mnist.yaml")
     message = refusal(text, "train_data.held_out_classes=48")
     assert "train_data.held_out_classes: 48" in message
     assert "mnist" in message
@@ -553,7 +570,7 @@ def test_mnist_has_no_classes_to_hold_out() -> None:
 
 
 def test_glyphs_need_no_folder_and_agree_on_the_classes() -> None:
-    text = (ROOT / "configs" / "quickstart.yaml").read_text()
+    text = complete("quickstart.yaml")
     assert config.parse(text, "q").train_data.root is None
     assert "val_data.classes: 200 differs from train_data.classes 100" in refusal(text, "train_data.classes=100")
     assert "max_batch_cls: 61 is more than 60" in refusal(text, "test_spec.test_params.max_batch_cls=[61]")
@@ -676,7 +693,7 @@ def configs(draw: st.DrawFn) -> Config:
             latent_dim=draw(positives),
             importance_num=draw(st.integers(2, 10**9)),
             num_dummies=draw(positives),
-            channels=draw(st.tuples(positives, positives)),
+            autoencoder=config.PublishedAutoencoder(channels=draw(st.tuples(positives, positives))),
         ),
         train_data=config.TrainDataConfig(
             **shared,
@@ -744,7 +761,7 @@ def test_the_largest_test_is_accepted() -> None:
 
 
 def test_all_classes_of_mnist_are_trained_on_unless_asked_otherwise() -> None:
-    text = (ROOT / "configs" / "mnist.yaml").read_text()
+    text = complete("mnist.yaml")
     without = "\n".join(line for line in text.splitlines() if "held_out_classes" not in line)
     assert without != text
     assert config.parse(without, "mnist.yaml").train_data.held_out_classes == 0
@@ -792,7 +809,7 @@ def test_listed_keys_exist(keys: tuple[str, ...]) -> None:
 
 def test_every_model_key_is_either_compared_or_free() -> None:
     assert {key for key in leaves(Config) if key.startswith("model.")} == {
-        *(key for key in config.MODEL_KEYS if key.startswith("model.")),
+        *(key.replace("autoencoder", "autoencoder.kind") for key in config.MODEL_KEYS if key.startswith("model.")),
         "model.importance_num",
     }
 

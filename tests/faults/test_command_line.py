@@ -111,7 +111,7 @@ def test_another_model_is_status_2_with_the_differences(tmp_path: Path, capsys: 
     assert main(tmp_path, "--test", "model.latent_dim=5", "model.channels=[4, 5]", "train_spec.lr=1") == 2
     err = capsys.readouterr().err
     assert "model.latent_dim: 4 in the checkpoint, 5 now" in err
-    assert "model.channels: [4, 4] in the checkpoint, [4, 5] now" in err
+    assert "model.autoencoder.channels: [4, 4] in the checkpoint, [4, 5] now" in err
     assert "train_spec.lr" not in err  # what does not matter for the test is free
     assert main(tmp_path, "--test", "train_spec.lr=1", "model.importance_num=3") == 0
 

@@ -1,0 +1,80 @@
+"""What differs between two configurations, and which differences matter to what."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from config.config import Config
+from config.writing import one_line
+
+# In all of these a key stands for everything below it.
+
+# What a resumed run may change without becoming another run.
+MAY_CHANGE_ON_RESUME = (
+    "train_spec.steps",
+    "train_spec.checkpoint_path",
+    "train_spec.log_file",
+    "train_spec.gpus",
+    "train_spec.val_every",
+    "train_spec.log_every",
+    "train_spec.save_every",
+    "train_spec.gradient_samples",
+    "train_data.root",
+    "train_data.iter",
+    "val_data.root",
+    "test_data",
+    "test_spec",
+)
+
+# What must agree between a checkpoint and the config that goes on from its weights.
+NETWORK_KEYS = (
+    "model.kind",
+    "model.autoencoder",
+    "model.likelihood",
+    "model.latent_dim",
+    "model.matching_dim",
+    "model.num_dummies",
+    "model.address_prior",
+    "test_data.resize",
+)
+
+# What must agree between a checkpoint and the config it is tested with.
+MODEL_KEYS = (
+    *NETWORK_KEYS,
+    "test_data.resample",
+    "test_data.split",  # classes of one split's test are among those of the other's training
+)
+
+# What chooses the classes that are trained on and held out.
+HELD_OUT_KEYS = (
+    "train_data.kind",
+    "train_data.split",
+    "train_data.classes",
+    "train_data.held_out_classes",
+    "train_spec.seed",
+)
+
+
+def differences(a: Config, b: Config, ignore: Collection[str] = (), only: Collection[str] | None = None) -> list[str]:
+    """What differs between the config of a checkpoint, `a`, and the present one, `b`, a line for each key.
+
+    `ignore` and `only` hold dotted keys; each stands for everything below it.
+    """
+    then, now = dict(_leaves(a.model_dump())), dict(_leaves(b.model_dump()))
+    return [
+        f"{path}: {then.get(path, 'not set')} in the checkpoint, {now.get(path, 'not set')} now"
+        for path in dict.fromkeys((*then, *now))
+        if then.get(path) != now.get(path) and not below(path, ignore) and (only is None or below(path, only))
+    ]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, one_line(value)
+
+
+def below(path: str, keys: Collection[str]) -> bool:
+    """Whether `path` is one of the dotted keys, or stands below one."""
+    return any(path == key or path.startswith(f"{key}.") for key in keys)

@@ -1,0 +1,47 @@
+"""The complete configuration as YAML."""
+
+import json
+import re
+from collections.abc import Sequence
+
+import yaml
+
+from config.config import Config
+
+_NOT_PLAIN = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # some are switches to other readers
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what strict_yaml reads back: no aliases, and quotes around all that is not plainly a word or a path."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    plain = re.fullmatch(r"[A-Za-z][A-Za-z_]*([./-][A-Za-z_]+)*", text) and text.lower() not in _NOT_PLAIN
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+def _write_list(dumper: yaml.SafeDumper, values: Sequence[object]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+
+
+_Dumper.add_representer(str, _write_text)
+_Dumper.add_representer(tuple, _write_list)
+
+
+def dump(config: Config) -> str:
+    """The complete resolved configuration as YAML; `parse` reads it back to an equal object."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30)
+
+
+def one_line(value: object) -> str:
+    """A value on one line, as it is written in the file."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(one_line, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {one_line(item)}" for key, item in value.items()) + "}"
+    return str(value)
