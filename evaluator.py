@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.episodes import Episodes, GridEpisodes
-from models.vma.model import VMA, address_accuracy, kl_a
+from models.base import MemoryModel
 from runtime.processes import Processes
 from runtime.randomness import TargetNoise
 
@@ -38,7 +38,7 @@ def sizes_at_once(device: torch.device, batch: int, chunk: int | None) -> tuple[
 
 @torch.no_grad()
 def importance_bounds(
-    model: VMA, episodes: Episodes, key: Sequence[int | str], k: int, chunk: int
+    model: MemoryModel, episodes: Episodes, key: Sequence[int | str], k: int, chunk: int
 ) -> dict[str, Tensor]:
     """ELBO@K and its parts for a batch of targets with a memory each.
 
@@ -46,7 +46,7 @@ def importance_bounds(
     does not grow with K.
 
     Returns:
-        bound, kl_a, kl_z in nats, address_accuracy and target_class, each [G].
+        bound, kl_a, kl_z in nats, address_accuracy and target_class, each [G]; NaN for what the model does not have.
     """
     m = model.encode_memory(episodes.memory, precompute_features=True)
     r = model.encode_targets(episodes.x, m)
@@ -56,19 +56,19 @@ def importance_bounds(
         noise = TargetNoise(*key, targets=episodes.x_index.flatten(), first=first)
         s = model.importance_samples(episodes.x, m, r, noise, min(chunk, k - first))
         total = torch.logaddexp(total, s.log_w.double().logsumexp(0))
-        kl_z += s.kl_z.double().sum(0)
-    parts = {
+        kl_z += math.nan if s.kl_z is None else s.kl_z.double().sum(0)
+    values = {
         "bound": total - math.log(k),
-        "kl_a": kl_a(m, r),
         "kl_z": kl_z / k,
-        "address_accuracy": address_accuracy(r, episodes),
         "target_class": episodes.x_class,
+        **model.metrics(m, r, episodes),
     }
-    return {name: value.squeeze(1).double() for name, value in parts.items()}
+    missing = torch.full_like(total, math.nan)
+    return {name: values.get(name, missing).squeeze(1).double() for name in METRICS}
 
 
 def evaluate_cell(
-    model: VMA,
+    model: MemoryModel,
     episodes: GridEpisodes,
     key: Sequence[int | str],
     k: int,

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +11,28 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-import autoencoders.published
-from config import Config, DataConfig, MixtureConfig, PublishedAutoencoder, SchedulerSpec, TrainDataConfig, TrainSpec
+from autoencoders.base import Architecture
+from autoencoders.published import Published
+from config import Config, DataConfig, MixtureConfig, ModelConfig, SchedulerSpec, TrainDataConfig, TrainSpec
 from config.constraints import counts, episode_spec
 from data.augment import Augment, Warp
 from data.composition import EpisodeSpec
 from data.episodes import Augmented, EpisodeLoader, GridEpisodes, MixedLoader, spread_targets
 from data.images import ClassImages, hold_out, resample
 from data.registry import DATA_SETS
-from models.likelihoods import LIKELIHOODS
+from models.base import Likelihood, MemoryModel
+from models.likelihoods import BernoulliPixels, NormalPixels
 from models.vma.likelihood import ImageLikelihood
 from models.vma.model import VMA
-from models.vma.posteriors import LatentPosterior
-from models.vma.priors import LatentPrior, LearnedAddressPrior, UniformAddressPrior
+from models.vma.posteriors import AddressPosterior, LatentPosterior
+from models.vma.priors import AddressPrior, LatentPrior
 from runtime.errors import DataError, UserError
 from runtime.randomness import Shard, seed_of
 
 _log = logging.getLogger(__name__)
 
-AUTOENCODERS = {"published": autoencoders.published}
+AUTOENCODERS: dict[str, Callable[..., Architecture]] = {"published": Published}  # called with the keys of the section
+LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {"bernoulli": BernoulliPixels, "normal": NormalPixels}
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -147,36 +150,33 @@ def cell_name(max_batch_cls: int, timesteps: int) -> str:
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
-def build_model(config: Config, device: torch.device) -> VMA:
+def build_model(config: Config, device: torch.device) -> MemoryModel:
     """The model with weights drawn by the seed."""
-    model, side = config.model, config.train_data.resize
-    sizes = model.autoencoder
-    assert isinstance(sizes, PublishedAutoencoder)
-    networks = AUTOENCODERS[sizes.kind]
-    features, latent = 2 * model.latent_dim, model.latent_dim
-    encoder_hidden, decoder_hidden = sizes.hidden
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", config.train_spec.seed))
-        vma = VMA(
-            address_encoder=networks.Encoder(side, sizes.channels, encoder_hidden, model.matching_dim),
-            encoder=networks.Encoder(side, sizes.channels, encoder_hidden, features),
-            p_a=UniformAddressPrior() if model.address_prior == "uniform" else LearnedAddressPrior(model.num_dummies),
-            p_z=LatentPrior(features, latent),
-            p_x=ImageLikelihood(
-                networks.Decoder(side, sizes.channels, decoder_hidden, 2 * latent),
-                LIKELIHOODS[model.likelihood],
-                features,
-                latent,
-            ),
-            q_z=LatentPosterior(features, latent),
-            side=side,
-            num_dummies=model.num_dummies,
-            importance_num=model.importance_num,
-            objective=config.train_spec.objective,
-            use_dreg=config.train_spec.z_gradient == "dreg",
-            gradient_samples=config.train_spec.gradient_samples,
-        )
-    return vma.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = _vma(config.model, config.train_spec, config.train_data.resize)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _vma(model: ModelConfig, spec: TrainSpec, side: int) -> VMA:
+    networks = AUTOENCODERS[model.autoencoder.kind](**model.autoencoder.model_dump(exclude={"kind"}))
+    likelihood = LIKELIHOODS[model.likelihood]()
+    latent, features, hidden = model.latent_dim, 2 * model.latent_dim, model.head_hidden
+    return VMA(
+        address_encoder=networks.address_encoder(side, model.matching_dim),
+        encoder=networks.encoder(side, features),
+        p_a=AddressPrior(model.num_dummies, learned=model.address_prior == "learned"),
+        p_z=LatentPrior(features, latent, hidden),
+        p_x=ImageLikelihood(networks.decoder(side, 2 * latent, likelihood.channels), likelihood, features, latent),
+        q_a=AddressPosterior(scaled=model.address_scale == "sqrt"),
+        q_z=LatentPosterior(features, latent, hidden),
+        side=side,
+        num_dummies=model.num_dummies,
+        importance_num=model.importance_num,
+        objective=spec.objective,
+        use_dreg=spec.z_gradient == "dreg",
+        gradient_samples=spec.gradient_samples,
+    )
 
 
 # --- optimisation -----------------------------------------------------------------------------------------------------

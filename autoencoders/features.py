@@ -15,13 +15,34 @@ class Features:
     vector: Tensor
     maps: tuple[Tensor, ...]
 
-    def gather(self, rows: Tensor) -> "Features":
-        """The features of `rows` [R] of the N images, gathered."""
-        return Features(self.vector.index_select(0, rows), tuple(gather_maps(m, rows) for m in self.maps))
+
+@dataclass(frozen=True)
+class FeaturesAt:
+    """The features of `rows` [K, ...] of the N images.
+
+    The vectors are gathered at once, the much larger maps only of the rows that are about to be decoded.
+    """
+
+    table: Features
+    rows: Tensor
+
+    @property
+    def vector(self) -> Tensor:
+        """[K, ..., D]"""
+        return self.table.vector.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        """Each [R, C, h, w], where R is the number of rows."""
+        return tuple(gather_maps(maps, self.rows.flatten()) for maps in self.table.maps)
+
+    def take(self, k: Tensor) -> "FeaturesAt":
+        """Those of sample k [1, ...] of the K."""
+        return FeaturesAt(self.table, self.rows.gather(0, k))
 
 
 def gather_maps(maps: Tensor, rows: Tensor) -> Tensor:
-    """Rows of `maps` [N, C, h, w] -> [R, C, h, w], channels last in memory, as convolutions like it best."""
+    """Rows [R] of `maps` [N, C, h, w] -> [R, C, h, w], channels last in memory, as convolutions like it best."""
     n, c, h, w = maps.shape
     flat = maps.permute(0, 2, 3, 1).reshape(n, h * w * c)
     return flat.index_select(0, rows).view(-1, h, w, c).permute(0, 3, 1, 2)

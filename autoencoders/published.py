@@ -1,12 +1,32 @@
 """Convolutional encoder and decoder of the published model; every size follows from the side of the image.
 
-`N` images · `n` side of the image, `n1 n2 n3` after halving it (upwards) once, twice, three times: 26 -> 13, 7, 4.
+`N` images · `R` codes · `C` parameters of a pixel · `n` side of the image, `n1 n2 n3` after halving it (upwards) once,
+twice, three times: 26 -> 13, 7, 4.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from autoencoders import base
+
+
+@dataclass(frozen=True)
+class Published:
+    """The architecture; both of its encoders are alike."""
+
+    channels: tuple[int, int] = (48, 64)  # maps at the two finer scales and at the coarser ones
+    hidden: tuple[int, int] = (100, 256)  # dense layers of the encoder and of the decoder
+
+    def encoder(self, side: int, outputs: int) -> "Encoder":
+        return Encoder(side, self.channels, self.hidden[0], outputs)
+
+    address_encoder = encoder
+
+    def decoder(self, side: int, inputs: int, channels: int) -> "Decoder":
+        return Decoder(side, self.channels, self.hidden[1], inputs, channels)
 
 
 def halved(side: int) -> int:
@@ -26,7 +46,7 @@ def double(channels: int, side: int) -> nn.Sequential:
     )
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     """Images [N, n, n] -> vector [N, outputs] and maps ([N, fine, n1, n1], [N, coarse, n2, n2])."""
 
     def __init__(self, side: int, channels: tuple[int, int], hidden: int, outputs: int) -> None:
@@ -50,28 +70,28 @@ class Encoder(nn.Module):
 
 
 class SkipConv(nn.ConvTranspose2d):
-    """Convolution of the concatenation [state, skip], as the sum of a part on each.
+    """Convolution of the concatenation [state, map], as the sum of a convolution of each.
 
-    The part on the skip depends on the memory image alone, so it is computed once per image however often it is picked.
+    That of the map depends on the memory image alone, so it is computed once per image however often it is picked.
     """
 
     def __init__(self, state: int, skip: int, outputs: int) -> None:
         super().__init__(state + skip, outputs, 3, padding=1)
         self.state = state
 
-    def project_skip(self, skip: Tensor) -> Tensor:
-        return F.conv_transpose2d(skip, self.weight[self.state :], self.bias, padding=1)
+    def project_skip(self, maps: Tensor) -> Tensor:
+        return F.conv_transpose2d(maps, self.weight[self.state :], self.bias, padding=1)
 
-    def forward(self, state: Tensor, skip_part: Tensor) -> Tensor:  # type: ignore[override]
-        return F.conv_transpose2d(state, self.weight[: self.state], padding=1) + skip_part
+    def forward(self, state: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+        return F.conv_transpose2d(state, self.weight[: self.state], padding=1) + skip
 
 
-class Decoder(nn.Module):
-    """A code [N, inputs] and the skip parts of one memory image each -> likelihood parameters [N, n, n]."""
+class Decoder(base.Decoder):
+    """Codes [R, inputs] and the skips of one memory image each -> parameters [R, C, n, n]."""
 
-    def __init__(self, side: int, channels: tuple[int, int], hidden: int, inputs: int) -> None:
+    def __init__(self, side: int, maps: tuple[int, int], hidden: int, inputs: int, channels: int = 1) -> None:
         super().__init__()
-        fine, coarse = channels
+        fine, coarse = maps
         n1, n2 = halved(side), halved(halved(side))
         n3 = halved(n2)
         self.expand = nn.Sequential(
@@ -86,17 +106,17 @@ class Decoder(nn.Module):
             double(fine, full),
             nn.ConvTranspose2d(fine, fine, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(fine, 1, side - full + 1),
+            nn.ConvTranspose2d(fine, channels, side - full + 1),
         )
 
     def precompute_skips(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What the decoder needs of an encoded memory image: ([N, fine, n1, n1], [N, coarse, n2, n2])."""
+        """([N, fine, n1, n1], [N, coarse, n2, n2])"""
         fine, coarse = maps
         return self.with_fine.project_skip(fine), self.with_coarse.project_skip(coarse)
 
-    def forward(self, code: Tensor, precompute_skips: Sequence[Tensor]) -> Tensor:
-        fine, coarse = precompute_skips
-        h = self.to_coarse(self.expand(code))  # [N, coarse, n2, n2]
-        h = self.to_fine(self.with_coarse(h, coarse).relu_())  # [N, coarse, n1, n1]
-        h = self.with_fine(h, fine).relu_()  # [N, fine, n1, n1]
-        return self.to_image(h).squeeze(1)  # [N, n, n]
+    def forward(self, code: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        fine, coarse = skips
+        h = self.to_coarse(self.expand(code))  # [R, coarse, n2, n2]
+        h = self.to_fine(self.with_coarse(h, coarse).relu_())  # [R, coarse, n1, n1]
+        h = self.with_fine(h, fine).relu_()  # [R, fine, n1, n1]
+        return self.to_image(h)  # [R, C, n, n]

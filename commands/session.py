@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 import config as configuration
 import parsers
 from config import Config
-from models.vma.model import VMA
+from models.base import MemoryModel
 from runtime import checkpoints, devices
 from runtime.errors import DataError, UserError
 from runtime.processes import Processes, from_environment, started_by_launcher
@@ -86,7 +86,7 @@ class Session:
             raise UserError("\n  ".join([f"{path}: test_spec.subset: {subset} would be other classes:", *choice]))
         return state
 
-    def load_model(self, device: torch.device) -> VMA:
+    def load_model(self, device: torch.device) -> MemoryModel:
         """The model with the weights of the checkpoint, ready to evaluate.  Raises UserError, DataError."""
         weights = self.processes.broadcast_from_main(lambda: self.load_checkpoint()["model"])
         model = parsers.build_model(self.config, device)

@@ -16,7 +16,7 @@ import parsers
 from commands.session import Session
 from config import Config
 from data.images import ClassImages
-from models.vma.model import VMA
+from models.base import MemoryModel
 from reports import tables
 from reports.cells import CellStore, Row, table_row
 from runtime import checkpoints
@@ -58,7 +58,7 @@ def _lock(output: Path) -> contextlib.AbstractContextManager[None]:
     return exclusive_lock(output, "test", "test_spec.output_file", beside)
 
 
-def _origin(config: Config, model: VMA, images: ClassImages) -> str:
+def _origin(config: Config, model: MemoryModel, images: ClassImages) -> str:
     """What a stored cell was computed from: it is reused only where this is the same."""
     spec = config.test_spec
     origin = {
@@ -96,7 +96,7 @@ def _rename(output: Path) -> None:
 
 
 def _evaluate(
-    session: Session, store: CellStore, model: VMA, images: ClassImages, max_batch_cls: int, timesteps: int
+    session: Session, store: CellStore, model: MemoryModel, images: ClassImages, max_batch_cls: int, timesteps: int
 ) -> evaluator.PerTarget:
     """The values of a cell, from where an earlier run was interrupted in it."""
     config, processes, name = session.config, session.processes, parsers.cell_name(max_batch_cls, timesteps)

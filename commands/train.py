@@ -17,7 +17,7 @@ import parsers
 from commands.session import Session, config_of, different_classes, load_matching
 from config import Config
 from data.episodes import EpisodeLoader, MixedLoader
-from models.vma.model import VMA
+from models.base import MemoryModel
 from reports import pictures, plots
 from runtime import checkpoints
 from runtime.errors import DataError, PeerFailedError, PeerLostError, UserError, reason
@@ -120,7 +120,7 @@ def _image_logger(
     """Logs a grid of the same episodes of each subset."""
 
     def log_images(model: nn.Module, logger: MetricLogger, step: int) -> None:
-        assert isinstance(model, VMA)
+        assert isinstance(model, MemoryModel)
         for subset, loader in loaders.items():
             if loader is not None:
                 grid = pictures.episode_grid(model, loader.at(0), StepNoise(device, "picture", subset))

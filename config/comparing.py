@@ -34,6 +34,8 @@ NETWORK_KEYS = (
     "model.matching_dim",
     "model.num_dummies",
     "model.address_prior",
+    "model.address_scale",
+    "model.head_hidden",
     "test_data.resize",
 )
 

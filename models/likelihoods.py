@@ -1,34 +1,44 @@
-"""Heads that turn features into distributions.  Event dimensions are declared here, so nobody sums outside."""
+"""Likelihoods whose pixels are independent given the decoder's output.  The contract is `models.base.Likelihood`."""
 
-from collections.abc import Callable
+from abc import abstractmethod
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-Likelihood = Callable[[Tensor], Distribution]
+from models.base import Likelihood, Noise
 
 
-class DiagonalNormal(nn.Module):
-    """Features [..., D] -> Normal with independent components, event [Z]; the scale is a softplus."""
+class IndependentPixels(Likelihood):
+    """One parameter for each pixel."""
 
-    def __init__(self, features: int, latent: int) -> None:
-        super().__init__()
-        self.loc_and_scale = nn.Linear(features, 2 * latent)
+    @abstractmethod
+    def distribution(self, parameters: Tensor) -> Distribution:
+        """Parameters [..., H, W] of all pixels -> a distribution with event [H, W]."""
 
-    def forward(self, features: Tensor) -> Independent:
-        loc, scale = self.loc_and_scale(features).to(features.dtype).chunk(2, -1)  # [..., Z] each
-        return Independent(Normal(loc, F.softplus(scale)), 1)
+    def log_prob(self, parameters: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+        return self.distribution(parameters.squeeze(-3)).log_prob(x)
 
-
-def bernoulli_image(logits: Tensor) -> Independent:
-    """Logits [..., H, W] -> independent Bernoulli pixels, event [H, W]."""
-    return Independent(Bernoulli(logits=logits), 2)
+    def mean(self, parameters: Tensor, noise: Noise) -> Tensor:
+        return self.distribution(parameters.squeeze(-3)).mean
 
 
-def normal_image(means: Tensor) -> Independent:
-    """Means [..., H, W] -> independent Normal pixels of unit variance, event [H, W]."""
-    return Independent(Normal(means, means.new_ones(())), 2)
+class BernoulliPixels(IndependentPixels):
+    """Binary pixels; the parameters are logits."""
+
+    def distribution(self, parameters: Tensor) -> Independent:
+        return Independent(Bernoulli(logits=parameters), 2)
+
+    def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
+        mean = self.mean(parameters, noise)
+        return (noise.uniform("pixels", *mean.shape) < mean).to(mean.dtype)
 
 
-LIKELIHOODS: dict[str, Likelihood] = {"bernoulli": bernoulli_image, "normal": normal_image}
+class NormalPixels(IndependentPixels):
+    """Real pixels of unit variance; the parameters are means."""
+
+    def distribution(self, parameters: Tensor) -> Independent:
+        return Independent(Normal(parameters, parameters.new_ones(())), 2)
+
+    def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
+        mean = self.mean(parameters, noise)
+        return mean + noise.normal("pixels", *mean.shape)

@@ -63,12 +63,13 @@ def marginal(log_w: Tensor, log_q: Tensor) -> Tensor:
         log_w: [K, S, ...] log p(x,z|m_a) p(a) / q(z|x,m_a) of K samples of z for each address; no q(a) inside.
         log_q: [S, ...] log q(a|M,x), attached.
 
-    The sum does not need q(a).  So that q(a) is there when addresses are sampled, it is drawn to the posterior over
-    addresses which the sum reveals: the gradient of -KL(p^(a|x,M) || q(a|M,x)) is added, its value is not.
+    The sum does not need q(a).  For a test that samples addresses, q(a) learns from the posterior over addresses which
+    the sum reveals: the gradient of -KL(p^(a|x,M) || q(a|M,x)) is added, its value is not.  This is the wake-phase
+    update of q in Reweighted Wake-Sleep (Bornschein & Bengio 2015, arXiv 1406.2751), with the exact sum.
 
     Returns:
         [...], nats: value and generator gradient of the bound.
     """
     log_joint = log_mean_exp(log_w)  # [S, ...]
-    teaching = (log_joint.detach().softmax(0) * log_q).sum(0)
-    return log_joint.logsumexp(0) + teaching - teaching.detach()
+    wake = (log_joint.detach().softmax(0) * log_q).sum(0)
+    return log_joint.logsumexp(0) + wake - wake.detach()

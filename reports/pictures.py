@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.episodes import Episodes, GridEpisodes
-from models.vma.model import VMA
+from models.base import MemoryModel
 from runtime.randomness import StepNoise
 
 _MEMORIES = 6
@@ -27,18 +27,13 @@ def spread(episodes: GridEpisodes) -> Episodes:
     return episodes.batch(torch.linspace(0, n - 1, min(n, _MEMORIES)).round().long())
 
 
-def episode_grid(model: VMA, episodes: Episodes, noise: StepNoise) -> np.ndarray:
+def episode_grid(model: MemoryModel, episodes: Episodes, noise: StepNoise) -> np.ndarray:
     """Rows of [memory | target | reconstruction | samples], one for each of a few memories -> uint8 [h, w]."""
     x, memory = episodes.x[:_MEMORIES, :1], episodes.memory[:_MEMORIES]
     reconstruction, _ = model.reconstruct(x, memory, noise)  # [G, 1, H, W]
     samples, _ = model.sample(memory, noise, _SAMPLES)  # [n, G, H, W]
     blocks = [memory[:, :_MOST_SHOWN], x, reconstruction, samples.transpose(0, 1)]
     return _paper(np.concatenate([_tiled(block) for block in blocks], 1))
-
-
-def slot_images(model: VMA, memory: Tensor) -> Tensor:
-    """The images behind all slots of each memory [G, M, H, W]: [G, S, H, W]."""
-    return torch.cat([memory, model.dummies.detach().expand(len(memory), -1, -1, -1)], 1)
 
 
 def nearest(samples: Tensor, images: Tensor) -> Tensor:
@@ -51,7 +46,9 @@ def nearest(samples: Tensor, images: Tensor) -> Tensor:
     return images[cosine.argmax(-1)].to(samples.dtype)
 
 
-def write_samples(path: Path, model: VMA, episodes: Episodes, training: Tensor | None, noise: StepNoise) -> None:
+def write_samples(
+    path: Path, model: MemoryModel, episodes: Episodes, training: Tensor | None, noise: StepNoise
+) -> None:
     """One PNG: for each memory its images, the target with the picked image and reconstruction, samples and neighbours.
 
     `training` uint8 [N, H, W] holds the images among which the nearest neighbour of each sample is sought, if any.
@@ -63,11 +60,14 @@ def write_samples(path: Path, model: VMA, episodes: Episodes, training: Tensor |
 
     memory = episodes.memory
     reconstruction, a = model.reconstruct(episodes.x, memory, noise)
-    picked = slot_images(model, memory)[torch.arange(len(memory), device=a.device), a[:, 0]].unsqueeze(1)
+    inferred = {"target": episodes.x}
+    if a is not None:
+        slots = model.slot_images(memory)
+        inferred["picked"] = slots[torch.arange(len(memory), device=a.device), a[:, 0]].unsqueeze(1)
     samples, _ = model.sample(memory, noise, _SAMPLES)
     columns = {
         "memory": memory[:, :_MOST_SHOWN],
-        "target, picked,\nreconstruction": torch.cat([episodes.x, picked, reconstruction], 1),
+        f"{', '.join(inferred)},\nreconstruction": torch.cat([*inferred.values(), reconstruction], 1),
         "pixel means of samples of p(x|M)": samples.transpose(0, 1),
     }
     if training is not None:

@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,12 +43,12 @@ class StepNoise:
         self._generator = generator(device, *key)
         self._shard = shard
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Numbers in [0, 1) of the local shape [K, G, ...]; successive calls give fresh ones."""
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        """Numbers in [0, 1) of the local shape [K, G, ...]; successive calls give fresh ones, whatever their names."""
         whole = torch.rand(self._whole(shape), generator=self._generator, device=self._generator.device)
         return self._shard.of(whole, 1)
 
-    def normal(self, *shape: int) -> Tensor:
+    def normal(self, name: str, *shape: int) -> Tensor:
         """Standard normal numbers of the local shape [K, G, ...]; successive calls give fresh ones."""
         whole = torch.randn(self._whole(shape), generator=self._generator, device=self._generator.device)
         return self._shard.of(whole, 1)
@@ -59,32 +60,37 @@ class StepNoise:
 class TargetNoise:
     """Noise of samples `first .. first + K - 1` of each of G targets [G] with a memory of their own (T = 1).
 
-    A number is a function of (key, kind, target, sample, place in the sample), computed on the device of `targets`, so
+    A number is a function of (key, name, target, sample, place in the sample), computed on the device of `targets`, so
     that neither the batch a target stands in nor the chunks of K nor the device change it; asked again, it is the same.
     """
+
+    _STREAMS: ClassVar = {"address": "uniform", "z": "normal"}  # of the numbers that the stored results were made with
 
     def __init__(self, *key: int | str, targets: Tensor, first: int = 0) -> None:
         self._key, self._targets, self._first = key, targets, first
 
-    def uniform(self, *shape: int) -> Tensor:
+    def uniform(self, name: str, *shape: int) -> Tensor:
         """Numbers in [0, 1), shape [K, G, 1, ...]."""
-        return (self._words("uniform", shape) >> 8).float() * 2.0**-24
+        return (self._words(name, shape) >> 8).float() * 2.0**-24
 
-    def normal(self, *shape: int) -> Tensor:
+    def normal(self, name: str, *shape: int) -> Tensor:
         """Standard normal numbers, shape [K, G, 1, ...], by the transform of Box and Muller (1958)."""
         even = (*shape[:-1], shape[-1] + shape[-1] % 2) if len(shape) > 3 else (*shape, 2)
-        radius, angle = ((self._words("normal", even).double() + 0.5) * 2.0**-32).unflatten(-1, (-1, 2)).unbind(-1)
+        radius, angle = (
+            ((self._words(name, even).double() + 0.5) * 2.0**-32).unflatten(-1, (even[-1] // 2, 2)).unbind(-1)
+        )
         radius, angle = (-2 * radius.log()).sqrt(), 2 * math.pi * angle
         both = torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(-2)
         return both[..., : shape[-1]].float() if len(shape) > 3 else both[..., 0].float()
 
-    def _words(self, kind: str, shape: tuple[int, ...]) -> Tensor:
+    def _words(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Random numbers of 32 bits, int64 of `shape` [K, G, 1, ...]."""
         k, _, _, *rest = shape
         width, device = math.prod(rest), self._targets.device
         sample = torch.arange(self._first, self._first + k, device=device).view(-1, 1, 1)
         place = torch.arange(-(-width // 4), device=device)
-        words = philox(seed_of(*self._key, kind), (place, sample, self._targets.view(-1, 1), torch.zeros_like(place)))
+        seed = seed_of(*self._key, self._STREAMS.get(name, name))
+        words = philox(seed, (place, sample, self._targets.view(-1, 1), torch.zeros_like(place)))
         return torch.stack(words, -1).flatten(-2)[..., :width].reshape(shape)
 
 

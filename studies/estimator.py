@@ -23,7 +23,7 @@ from config import Config
 from data.episodes import Episodes, GridEpisodes
 from evaluator import TEST_DECODES_AT_ONCE
 from models.objectives import log_mean_exp
-from models.vma.model import VMA, EncodedTargets, Memory
+from models.vma.model import VMA, EncodedMemory, EncodedTargets
 from reports.cells import standard_error
 from reports.plots import png
 from reports.tables import comma_separated, described
@@ -69,6 +69,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     session = commands.Session(config, stop, args.device, args.checkpoint)
     where = session.device_for(training=False)
     model, images = session.load_model(where), parsers.test_images(config, where)
+    assert isinstance(model, VMA)
     episodes = parsers.grid_episodes(config, images, args.classes, args.memory)
     cell = parsers.cell_name(args.classes, args.memory)
     rows = measure(model, episodes, ("estimator", config.test_spec.seed, cell), args.sizes)
@@ -129,7 +130,7 @@ def _slots(model: VMA, episodes: GridEpisodes) -> int:
     return episodes.batch(slice(0, 1)).memory.shape[1] + len(model.dummies)
 
 
-def sampled_weights(model: VMA, one: Episodes, m: Memory, r: EncodedTargets, key: Key, k: int) -> Tensor:
+def sampled_weights(model: VMA, one: Episodes, m: EncodedMemory, r: EncodedTargets, key: Key, k: int) -> Tensor:
     """log w [K] of K samples of (a, z) for one target."""
     parts = []
     for first in range(0, k, size := TEST_DECODES_AT_ONCE[one.x.device.type]):
@@ -138,14 +139,14 @@ def sampled_weights(model: VMA, one: Episodes, m: Memory, r: EncodedTargets, key
     return torch.cat(parts).double()
 
 
-def address_weights(model: VMA, one: Episodes, m: Memory, r: EncodedTargets, key: Key, k: int) -> Tensor:
+def address_weights(model: VMA, one: Episodes, m: EncodedMemory, r: EncodedTargets, key: Key, k: int) -> Tensor:
     """log p(x,z|m_a) p(a) / q(z|x,m_a), [K, S]: K samples of z for every address of one target."""
     slots = m.slots.shape[1]
     parts = []
     for first in range(0, k, size := max(1, TEST_DECODES_AT_ONCE[one.x.device.type] // slots)):
         noise = TargetNoise(*key, "summed", targets=one.x_index.flatten(), first=first * slots)
-        s = model.every_address(one.x, m, r, noise, min(size, k - first))
-        parts.append(s.log_joint_over_q_z.view(-1, slots))
+        s = model.samples_at(model.every_address(m, r, min(size, k - first)), r, noise)
+        parts.append(s.log_w.view(-1, slots))
     return torch.cat(parts).double()
 
 

@@ -24,7 +24,7 @@ import commands
 import config as configuration
 import parsers
 from config import Config
-from models.vma.model import VMA
+from models.base import MemoryModel
 from reports.tables import comma_separated
 from run import leave, roots
 from runtime.arrays import npz
@@ -149,7 +149,7 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     return r, statistics.stdev(rest) / len(a) ** 0.5 / statistics.mean(b)
 
 
-def moments(name: str, model: VMA, batches: Batches, n: int, seed: int, where: torch.device) -> Moments:
+def moments(name: str, model: MemoryModel, batches: Batches, n: int, seed: int, where: torch.device) -> Moments:
     """Those of the gradient of the model's loss over the first n batches."""
     found = Moments()
     for number in tqdm(range(n), desc=name, unit="batch", dynamic_ncols=True):
@@ -175,7 +175,7 @@ def row(name: str, found: Moments, first: Moments, batch_size: int) -> Row:
     }
 
 
-def gradient(model: VMA, batch: object, noise: StepNoise) -> Tensor:
+def gradient(model: MemoryModel, batch: object, noise: StepNoise) -> Tensor:
     """That of the loss by all weights, [P], in float32 and before clipping."""
     model.zero_grad(set_to_none=True)
     loss, _ = model.loss(batch, noise)  # type: ignore[arg-type]

@@ -55,6 +55,7 @@ def tiny(
         *sides,
     )
     model = parsers.build_model(config, CPU).to(dtype)
+    assert isinstance(model, VMA)
     if gain is not None:
         torch.manual_seed(3)
         for name, value in model.named_parameters():

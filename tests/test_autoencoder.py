@@ -31,7 +31,7 @@ def test_published_encoder(outputs: int) -> None:
 
 def test_published_decoder() -> None:
     """26 x 26: a code of 128, two dense layers to 4 x 4, doubled thrice, with maps joined at 7 x 7 and 13 x 13."""
-    decoder = Decoder(26, (48, 64), 256, 128)
+    decoder = Decoder(26, (48, 64), 256, 128, channels=1)
     dense = [(256, 128), (1024, 256)]
     coarse = [(64, 64, 3, 3), (64 + 64, 64, 3, 3)]
     fine = [(64, 64, 3, 3), (64 + 48, 48, 3, 3)]
@@ -41,14 +41,14 @@ def test_published_decoder() -> None:
     strides = [c.stride for c in decoder.modules() if isinstance(c, nn.ConvTranspose2d)]
     assert strides == [(s, s) for s in (2, 1, 2, 1, 2, 1, 1)]
     maps = [torch.zeros(3, 48, 13, 13), torch.zeros(3, 64, 7, 7)]
-    assert decoder(torch.zeros(3, 128), decoder.precompute_skips(maps)).shape == (3, 26, 26)
+    assert decoder(torch.zeros(3, 128), decoder.precompute_skips(maps)).shape == (3, 1, 26, 26)
 
 
 @pytest.mark.parametrize("side", range(20, 65))
 def test_images_come_back_in_their_size(side: int) -> None:
-    encoder, decoder = Encoder(side, (2, 3), 4, 5), Decoder(side, (2, 3), 4, 5)
+    encoder, decoder = Encoder(side, (2, 3), 4, 5), Decoder(side, (2, 3), 4, 5, channels=3)
     code, maps = encoder(torch.rand(2, side, side))
-    assert decoder(code, decoder.precompute_skips(maps)).shape == (2, side, side)
+    assert decoder(code, decoder.precompute_skips(maps)).shape == (2, 3, side, side)
     n1, n2 = halved(side), halved(halved(side))
     assert [m.shape for m in maps] == [(2, 2, n1, n1), (2, 3, n2, n2)]
     assert n1 == -(-side // 2)

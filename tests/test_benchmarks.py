@@ -22,7 +22,7 @@ from benchmarks import parts, report, throughput, work
 from benchmarks.parts import BenchmarkError, Point, quantity
 from benchmarks.work import Benchmark, Floor, Work
 from data import omniglot
-from models.vma.model import Memory
+from models.vma.model import EncodedMemory
 from runtime.errors import DataError, UserError
 
 NAIVE_OUTPUT = "train_targets_per_s 12.25\neval_targets_per_s memory=1 0.278\neval_targets_per_s memory=19 2.5e-1\n"
@@ -144,8 +144,8 @@ def test_the_floor_of_training_is_what_a_step_needs(tmp_path: Path, overrides: t
     needed = {
         "address_encoder": memory + data.batch_size,
         "encoder": picked[0] + data.batch_size,
-        "p_x.network.precompute_skips": picked[0],
-        "p_x.network": decodes + (data.batch_size if config.train_spec.gradient_samples == 1 else 0),
+        "p_x.decoder.precompute_skips": picked[0],
+        "p_x.decoder": decodes + (data.batch_size if config.train_spec.gradient_samples == 1 else 0),
     }
     assert dict(real) == needed
     floor_counts_as(work.training(config, CPU), needed)
@@ -162,8 +162,8 @@ def test_the_floor_of_the_test_is_what_a_batch_needs(tmp_path: Path, memory: int
     needed = {
         "address_encoder": images + batch.targets,
         "encoder": images + batch.targets,
-        "p_x.network.precompute_skips": images,
-        "p_x.network": batch.targets * k,
+        "p_x.decoder.precompute_skips": images,
+        "p_x.decoder": batch.targets * k,
     }
     assert dict(real) == needed
     floor_counts_as(batch, needed)
@@ -187,14 +187,14 @@ def picks() -> Iterator[list[int]]:
     """Within, a number for each time that images of memories are picked: how many distinct ones."""
     found: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        rows_of = Memory.rows
+        rows_of = EncodedMemory.rows
 
-        def counting(memory: Memory, a: Tensor) -> Tensor:
+        def counting(memory: EncodedMemory, a: Tensor) -> Tensor:
             rows = rows_of(memory, a)
             found.append(len(rows.unique()))
             return rows
 
-        patch.setattr(Memory, "rows", counting)
+        patch.setattr(EncodedMemory, "rows", counting)
         yield found
 
 
@@ -202,7 +202,7 @@ def picks() -> Iterator[list[int]]:
 def counted(model: Any) -> Iterator[Counter[str]]:
     """Within, the rows that go through each network of `model` are counted."""
     rows: Counter[str] = Counter()
-    decoder = model.p_x.network
+    decoder = model.p_x.decoder
     precompute_skips = decoder.precompute_skips
 
     def count(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -212,10 +212,10 @@ def counted(model: Any) -> Iterator[Counter[str]]:
         return hook
 
     def counted_parts(maps: Any) -> Any:
-        rows["p_x.network.precompute_skips"] += len(maps[0])
+        rows["p_x.decoder.precompute_skips"] += len(maps[0])
         return precompute_skips(maps)
 
-    networks = {"address_encoder": model.address_encoder, "encoder": model.encoder, "p_x.network": decoder}
+    networks = {"address_encoder": model.address_encoder, "encoder": model.encoder, "p_x.decoder": decoder}
     hooks = [network.register_forward_pre_hook(count(name)) for name, network in networks.items()]
     decoder.precompute_skips = counted_parts
     try:
@@ -230,7 +230,7 @@ def test_the_floor_takes_the_gradients_of_a_step(tmp_path: Path) -> None:
     step = work.training(small(tmp_path).config, CPU)
     floor = Floor(step)
     found = floor()
-    networks = ("address_encoder.", "encoder.", "p_x.network.")
+    networks = ("address_encoder.", "encoder.", "p_x.decoder.")
     named = dict(step.model.named_parameters())
     real = {name for name, p in named.items() if p.grad is not None and name.startswith(networks)}
     assert {name for name, p in named.items() if found[id(p)] is not None} == real

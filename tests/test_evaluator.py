@@ -15,7 +15,7 @@ from torch import Tensor
 from data.episodes import Episodes
 from evaluator import METRICS, TEST_DECODES_AT_ONCE, importance_bounds, sizes_at_once
 from models.objectives import log_mean_exp
-from models.vma.model import VMA, address_accuracy, kl_a
+from models.vma.model import VMA
 from reports.cells import CellStore, load_cells, standard_error, table_row
 from runtime.randomness import TargetNoise
 
@@ -47,10 +47,9 @@ def at_once(model: VMA, batch: Episodes, k: int) -> dict[str, Tensor]:
     s = model.importance_samples(batch.x, m, r, noise, k)
     parts = {
         "bound": log_mean_exp(s.log_w),
-        "kl_a": kl_a(m, r),
         "kl_z": s.kl_z.mean(0),
-        "address_accuracy": address_accuracy(r, batch),
         "target_class": batch.x_class,
+        **model.metrics(m, r, batch),
     }
     return {name: value[:, 0].double() for name, value in parts.items()}
 

@@ -146,14 +146,15 @@ def test_both_bounds_stay_below_the_evidence_however_large_the_memory(m: int) ->
     E[vimco's bound] <= E[exact sum over addresses], since the weights of the sum are the means of the others over a.
     """
     model = linear_gaussian()
-    model.q_z.normal.loc_and_scale.bias[2:] += 0.5
+    model.q_z.head.loc_and_scale.bias[2:] += 0.5
     x, memory = linear_targets(200, m)
     remembered = model.encode_memory(memory)
     recognised = model.encode_targets(x, remembered)
     whole = (evidence(model, x, memory) + remembered.p_a.logits[0].T).logsumexp(0)
     sampled = log_mean_exp(model.importance_samples(x, remembered, recognised, StepNoise("cpu", m), 4).log_w)[0]
-    every = model.every_address(x, remembered, recognised, StepNoise("cpu", m, "every"), 4)
-    summed = marginal(every.log_joint_over_q_z.unflatten(0, (4, -1)), recognised.q_a.logits.permute(2, 0, 1))[0]
+    noise = StepNoise("cpu", m, "every")
+    every = model.samples_at(model.every_address(remembered, recognised, 4), recognised, noise)
+    summed = marginal(every.log_w.unflatten(0, (4, -1)), recognised.q_a.logits.permute(2, 0, 1))[0]
     for less, more in ((sampled, summed), (summed, whole)):
         gain = more - less
         assert gain.mean() > -4 * gain.std() / math.sqrt(len(gain))
@@ -215,9 +216,9 @@ def test_any_number_of_samples_is_learned_from(tiny_model: Build, objective: str
 def test_with_many_samples_both_objectives_give_the_gradient_of_the_evidence() -> None:
     """For the weights of a decoder in a model where log p(x|M) is known: within 4 % with K = 1000, and 0.1 nats."""
     model = linear_gaussian()
-    model.q_z.normal.loc_and_scale.bias[2:] += 0.2
+    model.q_z.head.loc_and_scale.bias[2:] += 0.2
     x, memory = linear_targets(1, 3)
-    weight: Tensor = model.p_x.network.image.weight.requires_grad_()  # type: ignore[union-attr,assignment]
+    weight: Tensor = model.p_x.decoder.image.weight.requires_grad_()  # type: ignore[union-attr,assignment]
     p_a = model.encode_memory(memory).p_a.logits[0].T
     log_p_x = (evidence(model, x, memory) + p_a).logsumexp(0).sum()
     (truth,) = torch.autograd.grad(log_p_x, weight)

@@ -31,11 +31,6 @@ LESS = {
 KNOW_MODELS = ("parsers", "models", "studies", "benchmarks")
 
 PENDING = {  # not yet as they should be
-    ("commands.session", "models.vma.model"),
-    ("commands.test", "models.vma.model"),
-    ("commands.train", "models.vma.model"),
-    ("evaluator", "models.vma.model"),
-    ("reports.pictures", "models.vma.model"),
     ("config.constraints", "config"),
 }
 

@@ -1,7 +1,7 @@
 """The model against a slow, obvious version of itself, exact sums over addresses, and a case known in closed form.
 
 The slow version treats one sample of one target at a time, encodes every image anew wherever it is used and writes
-every density out.  Dimensions as in models/vma/vma.py; float64 unless said otherwise.
+every density out.  Dimensions as in models/vma/model.py; float64 unless said otherwise.
 """
 
 import math
@@ -20,14 +20,17 @@ from torch.distributions import Categorical, MultivariateNormal
 
 import config as configuration
 import models.vma.model as vma_module
+from autoencoders import base
 from autoencoders.published import Decoder, Encoder
 from data.episodes import Episodes
-from models.likelihoods import LIKELIHOODS, DiagonalNormal, bernoulli_image, normal_image
+from models.likelihoods import BernoulliPixels, NormalPixels
 from models.objectives import log_mean_exp, marginal, vimco
+from models.vma.heads import DiagonalNormalHead
 from models.vma.likelihood import ImageLikelihood
-from models.vma.model import VMA, address_accuracy, kl_a, sample_categorical
-from models.vma.posteriors import LatentPosterior
-from models.vma.priors import LatentPrior, LearnedAddressPrior
+from models.vma.model import VMA
+from models.vma.posteriors import AddressPosterior, LatentPosterior
+from models.vma.priors import AddressPrior, LatentPrior
+from models.vma.sampling import sample_categorical
 from parsers import build_model
 from runtime.randomness import StepNoise
 
@@ -42,10 +45,10 @@ class Given:
     u: Tensor
     e: Tensor
 
-    def uniform(self, *shape: int) -> Tensor:
+    def uniform(self, name: str, *shape: int) -> Tensor:
         return self.u.reshape(shape) if self.u.dim() else self.u.expand(shape)
 
-    def normal(self, *shape: int) -> Tensor:
+    def normal(self, name: str, *shape: int) -> Tensor:
         return self.e.reshape(shape) if self.e.dim() else self.e.expand(shape)
 
 
@@ -102,7 +105,7 @@ def decode(network: Decoder, code: Tensor, fine: Tensor, coarse: Tensor) -> Tens
     return F.conv_transpose2d(h, last.weight, last.bias).squeeze(0)
 
 
-def linear_normal(head: DiagonalNormal, features: Tensor) -> tuple[Tensor, Tensor]:
+def linear_normal(head: DiagonalNormalHead, features: Tensor) -> tuple[Tensor, Tensor]:
     loc, raw = (head.loc_and_scale.weight @ features + head.loc_and_scale.bias).chunk(2)
     return loc, (1 + raw.exp()).log()
 
@@ -134,20 +137,19 @@ def one(model: VMA, x: Tensor, memory: Tensor, a: int, e: Tensor, from_prior: bo
     query = encode(model.address_encoder, x)[0]  # type: ignore[arg-type]
     logits = torch.stack([query @ encode(model.address_encoder, slot)[0] for slot in slots])  # type: ignore[arg-type]
     prior = torch.zeros(len(slots), dtype=x.dtype)
-    if isinstance(model.p_a, LearnedAddressPrior):
-        prior = torch.cat([prior[: len(memory)], model.p_a.dummy_logits])
+    prior[len(memory) :] = model.p_a.dummy_logits
 
     target = encode(model.encoder, x)[0]  # type: ignore[arg-type]
     vector, fine, coarse = encode(model.encoder, slots[a])  # type: ignore[arg-type]
     prior_z, posterior_z = (
-        linear_normal(model.p_z.normal, vector),
-        linear_normal(model.q_z.normal, torch.cat([target, vector])),
+        linear_normal(model.p_z.head, vector),
+        linear_normal(model.q_z.head, torch.cat([target, vector])),
     )
     loc, scale = prior_z if from_prior else posterior_z
     z = loc + scale * e
-    code = model.p_x.code.weight @ vector.relu() + model.p_x.code.bias
-    parameters = decode(model.p_x.network, torch.cat([z, code]), fine, coarse)  # type: ignore[arg-type]
-    bernoulli = model.p_x.likelihood is bernoulli_image
+    code = model.p_x.memory_code.weight @ vector.relu() + model.p_x.memory_code.bias
+    parameters = decode(model.p_x.decoder, torch.cat([z, code]), fine, coarse)  # type: ignore[arg-type]
+    bernoulli = isinstance(model.p_x.likelihood, BernoulliPixels)
     return One(
         q_a=(logits.exp() / logits.exp().sum()).log(),
         p_a=(prior.exp() / prior.exp().sum()).log(),
@@ -296,9 +298,9 @@ def test_published_configuration_builds_the_published_networks() -> None:
         "q_a": 0,
         "q_z": 256 * 128 + 128,
     }
-    assert model.dummies.shape == (2, 26, 26)
+    assert model.get_parameter("dummies").shape == (2, 26, 26)
     assert sum(p.numel() for p in model.parameters()) == 1_118_409
-    assert model.p_x.likelihood is bernoulli_image
+    assert isinstance(model, VMA) and isinstance(model.p_x.likelihood, BernoulliPixels)
 
 
 def test_weights_are_a_function_of_the_seed_alone() -> None:
@@ -316,11 +318,11 @@ def test_weights_are_a_function_of_the_seed_alone() -> None:
 
 def test_likelihoods() -> None:
     x, parameters = images(3, 4, 4), torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
-    for name, slow in (("bernoulli", log_bernoulli), ("normal", lambda v, mean: log_normal(v, mean, torch.ones(())))):
-        found = LIKELIHOODS[name](parameters).log_prob(x)
+    ones = torch.ones(())
+    for likelihood, slow in ((BernoulliPixels(), log_bernoulli), (NormalPixels(), lambda v, m: log_normal(v, m, ones))):
+        found = likelihood.log_prob(parameters.unsqueeze(1), x, None)
         for i in range(3):
             torch.testing.assert_close(found[i], slow(x[i], parameters[i]), rtol=0, atol=1e-12)
-    assert torch.equal(normal_image(parameters).variance, torch.ones_like(parameters))
 
 
 # --- invariance -------------------------------------------------------------------------------------------------------
@@ -430,12 +432,12 @@ def test_pick_never_takes_impossible_slots_where_probabilities_round_below_one()
 def test_divergence_and_accuracy_of_addresses(tiny_model: Build) -> None:
     """Against sums over all slots; the dummies count against the accuracy."""
     model, x, memory = case(tiny_model, "bernoulli", True, 2, 3, 20)
-    assert isinstance(model.p_a, LearnedAddressPrior)
     m = model.encode_memory(memory)
     r = model.encode_targets(x, m)
     x_class, memory_class = torch.tensor([[0, 1], [2, 9]]), torch.tensor([[0, 1, 0], [2, 2, 2]])
     batch = replace(episodes(x, memory), x_class=x_class, memory_class=memory_class)
-    divergence, accuracy = kl_a(m, r), address_accuracy(r, batch)
+    metrics = model.metrics(m, r, batch)
+    divergence, accuracy = metrics["kl_a"], metrics["address_accuracy"]
     prior = [0.0, 0.0, 0.0, *model.p_a.dummy_logits.tolist()]
     p = [math.exp(v) / sum(map(math.exp, prior)) for v in prior]
     for g, t in product(range(2), range(2)):
@@ -478,7 +480,7 @@ def test_extreme_inputs_stay_finite(
 PIXELS, LATENT, SIDE = 4, 2, 2
 
 
-class LinearEncoder(nn.Module):
+class LinearEncoder(base.Encoder):
     """An image is its own vector, or a linear map of it; there are no maps."""
 
     def __init__(self, outputs: int | None = None) -> None:
@@ -489,7 +491,7 @@ class LinearEncoder(nn.Module):
         return self.vector(pictures.flatten(1)), ()
 
 
-class LinearDecoder(nn.Module):
+class LinearDecoder(base.Decoder):
     def __init__(self) -> None:
         super().__init__()
         self.image = nn.Linear(2 * LATENT, PIXELS)
@@ -497,8 +499,8 @@ class LinearDecoder(nn.Module):
     def precompute_skips(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(maps)
 
-    def forward(self, code: Tensor, precompute_skips: Sequence[Tensor]) -> Tensor:
-        return self.image(code).view(-1, SIDE, SIDE)
+    def forward(self, code: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        return self.image(code).view(-1, 1, SIDE, SIDE)
 
 
 def linear_gaussian() -> VMA:
@@ -507,9 +509,10 @@ def linear_gaussian() -> VMA:
     model = VMA(
         address_encoder=LinearEncoder(3),
         encoder=LinearEncoder(),
-        p_a=LearnedAddressPrior(2),
+        p_a=AddressPrior(2, learned=True),
         p_z=LatentPrior(PIXELS, LATENT),
-        p_x=ImageLikelihood(LinearDecoder(), normal_image, PIXELS, LATENT),
+        p_x=ImageLikelihood(LinearDecoder(), NormalPixels(), PIXELS, LATENT),
+        q_a=AddressPosterior(),
         q_z=LatentPosterior(PIXELS, LATENT),
         side=SIDE,
         num_dummies=2,
@@ -526,12 +529,12 @@ def linear_gaussian() -> VMA:
 
 def evidence(model: VMA, x: Tensor, memory: Tensor) -> Tensor:
     """log p(x|m_a) [S, T] in closed form, for x [1, T, 2, 2] and memory [1, M, 2, 2]."""
-    image = model.p_x.network.image
+    image = model.p_x.decoder.image
     from_z, from_code = image.weight.split(LATENT, 1)  # type: ignore[union-attr,operator]
     rows = []
     for slot in [*memory[0], *model.dummies]:
-        loc, scale = linear_normal(model.p_z.normal, slot.flatten())
-        code = model.p_x.code.weight @ slot.flatten() + model.p_x.code.bias
+        loc, scale = linear_normal(model.p_z.head, slot.flatten())
+        code = model.p_x.memory_code.weight @ slot.flatten() + model.p_x.memory_code.bias
         mean = from_z @ loc + from_code @ code + image.bias  # type: ignore[union-attr]
         covariance = from_z @ (scale**2).diag() @ from_z.T + torch.eye(PIXELS, dtype=torch.float64)
         rows.append(MultivariateNormal(mean, covariance).log_prob(x[0].flatten(1)))
@@ -540,10 +543,10 @@ def evidence(model: VMA, x: Tensor, memory: Tensor) -> Tensor:
 
 def make_latent_posterior_exact(model: VMA) -> None:
     """Give the generator a diagonal posterior and q(z|x,m_a) its parameters."""
-    network: nn.Linear = model.p_x.network.image  # type: ignore[assignment]
+    network: nn.Linear = model.p_x.decoder.image  # type: ignore[assignment]
     from_z, from_code = network.weight.split(LATENT, 1)
     network.weight[:, 1] -= from_z[:, 0] * (from_z[:, 0] @ from_z[:, 1]) / (from_z[:, 0] @ from_z[:, 0])
-    prior, code, posterior = model.p_z.normal.loc_and_scale, model.p_x.code, model.q_z.normal.loc_and_scale
+    prior, code, posterior = model.p_z.head.loc_and_scale, model.p_x.memory_code, model.q_z.head.loc_and_scale
     prior.weight[LATENT:] = 0  # a scale that does not depend on the image
     precision = (1 + prior.bias[LATENT:].exp()).log() ** -2
     variance = 1 / (precision + (from_z**2).sum(0))
@@ -586,7 +589,7 @@ def test_bound_converges_to_the_evidence_from_below(path: str) -> None:
     """Gap = bound - log p(x|M), averaged over 300 targets; four standard errors are allowed everywhere."""
     model = linear_gaussian()
     x, memory = linear_targets(300)
-    posterior = model.q_z.normal.loc_and_scale
+    posterior = model.q_z.head.loc_and_scale
     posterior.weight[:LATENT] += 0.1 * torch.randn(LATENT, 2 * PIXELS, generator=torch.Generator().manual_seed(5))
     posterior.bias[LATENT:] += 0.5  # wider than the true one, so that weights have a variance
     m = model.encode_memory(memory)
@@ -596,8 +599,8 @@ def test_bound_converges_to_the_evidence_from_below(path: str) -> None:
     for k in (1, 4, 16, 64, 256):
         noise = StepNoise("cpu", "linear", path, k)
         if path == "exact sum":
-            s = model.every_address(x, m, r, noise, k)
-            bound = marginal(s.log_joint_over_q_z.unflatten(0, (k, -1)), r.q_a.logits.permute(2, 0, 1))
+            s = model.samples_at(model.every_address(m, r, k), r, noise)
+            bound = marginal(s.log_w.unflatten(0, (k, -1)), r.q_a.logits.permute(2, 0, 1))
         else:
             bound = log_mean_exp(model.importance_samples(x, m, r, noise, k).log_w)
         gaps.append(bound[0] - whole)
@@ -658,7 +661,7 @@ def test_decoding_in_parts_changes_nothing(
         model, x, memory = case(tiny_model, "bernoulli", True, 2, 3, 20)
         model.objective, model.use_dreg = objective, use_dreg
         sizes: list[int] = []
-        model.p_x.network.register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(len(args[0])))
+        model.p_x.decoder.register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(len(args[0])))
         loss, _ = model.loss(episodes(x, memory), StepNoise("cpu", "parts"))
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.parameters())])
@@ -679,11 +682,11 @@ class Choosing:
     drawn: Given
     chosen: Tensor  # [G, T] in [0, 1)
 
-    def uniform(self, *shape: int) -> Tensor:
-        return self.chosen.reshape(shape) if shape[0] == 1 else self.drawn.uniform(*shape)
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        return self.chosen.reshape(shape) if name == "gradient sample" else self.drawn.uniform(name, *shape)
 
-    def normal(self, *shape: int) -> Tensor:
-        return self.drawn.normal(*shape)
+    def normal(self, name: str, *shape: int) -> Tensor:
+        return self.drawn.normal(name, *shape)
 
 
 def gradient_of(model: VMA, batch: Episodes, noise: Given | Choosing) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
@@ -703,14 +706,14 @@ def test_the_gradient_through_one_sample_is_that_through_all_in_expectation(
     samples = 3 if objective == "vimco" else 10
     drawn = given_noise(samples, 2, 1)
     seen: list[Tensor] = []
-    weigh = VMA._log_weights_for_backward
+    weigh = VMA._samples_for_backward
 
     def watched(self: VMA, *args: Any) -> Any:
         result = weigh(self, *args)
         seen.append(result[1].detach().softmax(0).squeeze(2))  # [K, G]
         return result
 
-    monkeypatch.setattr(VMA, "_log_weights_for_backward", watched)
+    monkeypatch.setattr(VMA, "_samples_for_backward", watched)
     loss, expected, metrics = gradient_of(model, batch, drawn)
     shares = seen[0]
     assert (shares > 1e-4).sum(0).min() > 1  # else there is nothing to choose
@@ -732,7 +735,7 @@ def test_with_the_gradient_through_one_sample_validation_decodes_once(tiny_model
     model, x, memory = case(tiny_model, "bernoulli", True, 2, 3, 20)
     model.gradient_samples = 1
     decoded: list[int] = []
-    model.p_x.network.register_forward_pre_hook(lambda module, args: decoded.append(len(args[0])))
+    model.p_x.decoder.register_forward_pre_hook(lambda module, args: decoded.append(len(args[0])))
     loss, _ = model.loss(episodes(x, memory), StepNoise("cpu", "one"))
     assert decoded == [12, 4]  # 4 targets: K = 3 without gradient, one with it
     with torch.no_grad():
@@ -748,7 +751,7 @@ def gradients(objective: str, use_dreg: bool, perturbed: float, seeds: int) -> d
     model = linear_gaussian().requires_grad_(True)
     model.objective, model.use_dreg, model.importance_num = objective, use_dreg, 3
     with torch.no_grad():
-        model.q_z.normal.loc_and_scale.bias.add_(torch.tensor([1.0, -1.0, 0.5, 0.5]), alpha=perturbed)
+        model.q_z.head.loc_and_scale.bias.add_(torch.tensor([1.0, -1.0, 0.5, 0.5]), alpha=perturbed)
     x, memory = linear_targets(4)
     found: dict[str, list[Tensor]] = {}
     for seed in range(seeds):
@@ -774,10 +777,10 @@ def test_doubly_has_no_noise_where_the_posterior_is_exact(objective: str) -> Non
 @pytest.mark.parametrize("objective", ["vimco", "marginal"])
 def test_doubly_has_the_same_mean_and_less_variance(objective: str) -> None:
     standard, dreg = (gradients(objective, way, 0.4, 300) for way in (False, True))
-    for name in ("q_z.normal.loc_and_scale.bias", "q_z.normal.loc_and_scale.weight", "dummies"):
+    for name in ("q_z.head.loc_and_scale.bias", "q_z.head.loc_and_scale.weight", "dummies"):
         difference = (dreg[name] - standard[name]).flatten(1)
         error = difference.std(0) / math.sqrt(len(difference))
         assert (difference.mean(0).abs() <= 4.5 * error).all()
         assert dreg[name].flatten(1).mean(0).norm() > 10 * error.norm()
-    name = "q_z.normal.loc_and_scale.bias"
+    name = "q_z.head.loc_and_scale.bias"
     assert dreg[name].var(0).sum() < 0.7 * standard[name].var(0).sum()

@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 import config as configuration
 import parsers
 from config import OPTIMIZERS, Config, SchedulerSpec, TrainSpec
-from models.vma.priors import LearnedAddressPrior, UniformAddressPrior
+from models.vma.model import VMA
 from runtime import checkpoints, devices
 from runtime.errors import UserError
 from runtime.randomness import Shard, StepNoise
@@ -244,7 +244,7 @@ def test_networks_fit_the_images(tmp_path: Path, side: int, likelihood: str) -> 
     sizes = [f"{part}.resize={side}" for part in ("train_data", "val_data", "test_data")]
     small = small_config(tmp_path, *sizes, f"model.likelihood={likelihood}")
     model = parsers.build_model(small, CPU)
-    assert model.dummies.shape == (2, side, side)
+    assert model.get_parameter("dummies").shape == (2, side, side)
     batch = parsers.train_loader(small, parsers.training_images(small, CPU)).at(0)
     assert batch.x.shape == (2, 4, side, side)
     loss, metrics = model.loss(batch, StepNoise(CPU, 0))
@@ -268,6 +268,7 @@ def count(folder: Path, *overrides: str) -> int:
         "model.matching_dim=5",
         "model.num_dummies=3",
         "model.address_prior=learned",
+        "model.head_hidden=5",
     ],
 )
 def test_every_size_of_the_model_is_read(tmp_path: Path, override: str) -> None:
@@ -276,15 +277,15 @@ def test_every_size_of_the_model_is_read(tmp_path: Path, override: str) -> None:
 
 def test_the_model_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     plain = parsers.build_model(small_config(tmp_path), CPU)
-    assert isinstance(plain.p_a, UniformAddressPrior)
-    assert (plain.importance_num, plain.objective, plain.p_x.code.out_features) == (2, "vimco", 4)
+    assert isinstance(plain, VMA) and not list(plain.p_a.parameters())
+    assert (plain.importance_num, plain.objective, plain.p_x.memory_code.out_features) == (2, "vimco", 4)
     other = parsers.build_model(
         small_config(
             tmp_path, "model.address_prior=learned", "model.importance_num=7", "train_spec.objective=marginal"
         ),
         CPU,
     )
-    assert isinstance(other.p_a, LearnedAddressPrior)
+    assert isinstance(other, VMA) and [p.shape for p in other.p_a.parameters()] == [(2,)]
     assert (other.importance_num, other.objective) == (7, "marginal")
 
 

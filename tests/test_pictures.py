@@ -10,13 +10,13 @@ from helpers.config import small_config
 from PIL import Image
 
 import parsers
-from models.vma.model import VMA
+from models.base import MemoryModel
 from reports import pictures
 from runtime.randomness import StepNoise
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> VMA:
+def model(tmp_path: Path) -> MemoryModel:
     return parsers.build_model(small_config(tmp_path), CPU)
 
 
@@ -42,12 +42,12 @@ def test_every_training_image_is_its_own_nearest() -> None:
     assert torch.equal(pictures.nearest(images[:, None].float(), images)[:, 0], images.float())
 
 
-def test_slots_are_the_memory_and_then_the_dummies(model: VMA) -> None:
+def test_slots_are_the_memory_and_then_the_dummies(model: MemoryModel) -> None:
     memory = torch.rand(3, 4, 20, 20)
-    slots = pictures.slot_images(model, memory)
+    slots = model.slot_images(memory)
     assert torch.equal(slots[:, :4], memory)
-    assert all(torch.equal(slots[g, 4:], model.dummies.detach()) for g in range(3))
-    assert pictures.slot_images(model, memory[:, :0]).shape == (3, 2, 20, 20)
+    assert all(torch.equal(slots[g, 4:], model.get_parameter("dummies").detach()) for g in range(3))
+    assert model.slot_images(memory[:, :0]).shape == (3, 2, 20, 20)
 
 
 @pytest.mark.parametrize(("targets", "shown"), [("1", 1), ("4", 4), ("12", 6), ("null", 6)])
@@ -60,7 +60,7 @@ def test_a_few_targets_from_all_over_are_shown(tmp_path: Path, targets: str, sho
     assert rows[0] == every[0] and (shown == 1 or rows[-1] == every[-1])
 
 
-def test_the_grid_holds_the_images_black_on_white(tmp_path: Path, model: VMA) -> None:
+def test_the_grid_holds_the_images_black_on_white(tmp_path: Path, model: MemoryModel) -> None:
     small = small_config(tmp_path)
     episodes = parsers.train_loader(small, parsers.training_images(small, CPU)).at(0)
     grid = pictures.episode_grid(model, episodes, noise())
@@ -74,7 +74,7 @@ def test_the_grid_holds_the_images_black_on_white(tmp_path: Path, model: VMA) ->
 
 
 @pytest.mark.parametrize("timesteps", [0, 12])
-def test_the_sample_sheet_is_written_for_every_memory_size(tmp_path: Path, model: VMA, timesteps: int) -> None:
+def test_the_sample_sheet_is_written_for_every_memory_size(tmp_path: Path, model: MemoryModel, timesteps: int) -> None:
     small = small_config(tmp_path)
     grid = parsers.grid_episodes(small, parsers.test_images(small, CPU), 1, timesteps)
     training = parsers.training_images(small, CPU).train.images

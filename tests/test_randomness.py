@@ -48,10 +48,10 @@ def test_generator_stands_at_the_beginning_of_its_stream() -> None:
 def draws(noise: StepNoise, groups: int) -> list[Tensor]:
     """What a step draws: addresses, latents, and both again."""
     return [
-        noise.uniform(3, groups, 2),
-        noise.normal(3, groups, 2, 4),
-        noise.uniform(2, groups),
-        noise.normal(2, groups),
+        noise.uniform("a", 3, groups, 2),
+        noise.normal("b", 3, groups, 2, 4),
+        noise.uniform("a", 2, groups),
+        noise.normal("b", 2, groups),
     ]
 
 
@@ -65,7 +65,7 @@ def test_processes_take_slices_of_the_same_numbers(world: int) -> None:
 
 def test_successive_steps_and_calls_are_fresh() -> None:
     noise = StepNoise("cpu", "key", 5)
-    numbers = [noise.normal(2, 3), noise.normal(2, 3), StepNoise("cpu", "key", 6).normal(2, 3)]
+    numbers = [noise.normal("z", 2, 3), noise.normal("z", 2, 3), StepNoise("cpu", "key", 6).normal("z", 2, 3)]
     assert len({tuple(n.flatten().tolist()) for n in numbers}) == 3
 
 
@@ -77,7 +77,7 @@ def target_noise(targets: list[int], first: int = 0, key: str = "cell") -> Targe
 @pytest.mark.parametrize("rest", [(), (3,), (8,)])
 def test_a_targets_noise_does_not_depend_on_batch_order_or_chunk(kind: str, rest: tuple[int, ...]) -> None:
     def drawn(targets: list[int], first: int, k: int) -> Tensor:
-        return getattr(target_noise(targets, first), kind)(k, len(targets), 1, *rest)
+        return getattr(target_noise(targets, first), kind)("name", k, len(targets), 1, *rest)
 
     whole = drawn([7, 3, 11], 0, 200)
     assert whole.shape == (200, 3, 1, *rest)
@@ -91,16 +91,16 @@ def test_a_targets_noise_does_not_depend_on_batch_order_or_chunk(kind: str, rest
 
 def test_targets_cells_blocks_and_kinds_have_numbers_of_their_own() -> None:
     a, b = target_noise([1, 2]), target_noise([1, 2], key="other cell")
-    normals = torch.cat([a.normal(100, 2, 1).flatten(), b.normal(100, 2, 1).flatten()])
-    uniforms = a.uniform(100, 2, 1).flatten()
+    normals = torch.cat([noise.normal(name, 100, 2, 1).flatten() for noise in (a, b) for name in ("z", "other")])
+    uniforms = a.uniform("address", 100, 2, 1).flatten()
     assert len(normals.unique()) == len(normals)
     assert len(uniforms.unique()) == len(uniforms)
 
 
 def test_the_first_numbers_of_longer_samples_are_those_of_shorter_ones() -> None:
-    whole = target_noise([5, 9]).normal(10, 2, 1, 9)
+    whole = target_noise([5, 9]).normal("z", 10, 2, 1, 9)
     for width in (1, 4, 6):
-        assert torch.equal(target_noise([5, 9]).normal(10, 2, 1, width), whole[..., :width])
+        assert torch.equal(target_noise([5, 9]).normal("z", 10, 2, 1, width), whole[..., :width])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_philox_gives_the_published_words(counter: list[int], key: int, words: s
 
 def test_normal_numbers_are_normal() -> None:
     """Kolmogorov and Smirnov's distance of 100,000 numbers; 1.95 / sqrt(n) is exceeded once in a thousand times."""
-    values = target_noise(list(range(100))).normal(1000, 100, 1).flatten().double().sort().values
+    values = target_noise(list(range(100))).normal("z", 1000, 100, 1).flatten().double().sort().values
     n = len(values)
     exact = torch.special.ndtr(values)
     steps = torch.arange(n + 1, dtype=torch.float64) / n
@@ -135,7 +135,7 @@ def test_moments(source: str) -> None:
     """Within four standard errors."""
     shape = (500, 20, 1, 4)
     noise = StepNoise("cpu", "moments") if source == "step" else target_noise(list(range(20)))
-    u, e = noise.uniform(*shape).double(), noise.normal(*shape).double()
+    u, e = noise.uniform("address", *shape).double(), noise.normal("z", *shape).double()
     assert u.min() >= 0 and u.max() < 1
     for values, expected, variance in [
         (u, 1 / 2, 1 / 12),

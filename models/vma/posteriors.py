@@ -1,31 +1,41 @@
-"""EncodedTargets: the address posterior q(a|M,x) and the latent posterior q(z|x,m_a).
+"""q(a,z|M,x) = q(a|M,x) q(z|x,m_a).
 
-`K` samples · `G` memories · `T` targets · `S` slots · `D` features · `Z` latent.
+`K` importance samples · `G` memories · `T` targets · `S` slots · `D` embedding or features · `Z` latent.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent
 
-from models.likelihoods import DiagonalNormal
+from models.vma.heads import DiagonalNormalHead
 
 
 class AddressPosterior(nn.Module):
-    """q(a|M,x): softmax of the unscaled dot products of the embeddings of x and of every slot."""
+    """q(a|M,x): softmax of the dot products of the embeddings of x and of every slot, as published not scaled.
 
-    def forward(self, query: Tensor, keys: Tensor) -> Categorical:
-        """Query [G, T, D] and keys [G, S, D] -> Categorical with logits [G, T, S]."""
-        with torch.autocast(query.device.type, enabled=False):  # unscaled products need all their digits
-            return Categorical(logits=query @ keys.transpose(1, 2))
+    With `scaled` they are divided by the square root of D.
+    """
+
+    def __init__(self, scaled: bool = False) -> None:
+        super().__init__()
+        self.scaled = scaled
+
+    def forward(self, x: Tensor, slots: Tensor) -> Categorical:
+        """Embeddings of targets [G, T, D] and of slots [G, S, D] -> Categorical with logits [G, T, S]."""
+        with torch.autocast(x.device.type, enabled=False):  # the products need all their digits
+            products = x @ slots.transpose(1, 2)
+        return Categorical(logits=products / math.sqrt(x.shape[-1]) if self.scaled else products)
 
 
 class LatentPosterior(nn.Module):
     """q(z|x,m_a): a diagonal Normal from the features of the target and of the picked image."""
 
-    def __init__(self, features: int, latent: int) -> None:
+    def __init__(self, features: int, latent: int, hidden: int = 0) -> None:
         super().__init__()
-        self.normal = DiagonalNormal(2 * features, latent)
+        self.head = DiagonalNormalHead(2 * features, latent, hidden)
 
     def forward(self, x: Tensor, m_a: Tensor) -> Independent:
         """Features of x [G, T, D] and of m_a [K, G, T, D] -> Normal, batch [K, G, T], event [Z]."""
-        return self.normal(torch.cat([x.expand_as(m_a), m_a], -1))
+        return self.head(torch.cat([x.expand_as(m_a), m_a], -1))

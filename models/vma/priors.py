@@ -1,44 +1,40 @@
-"""The generator's priors: p(a|M) over addresses and p(z|m_a) over latents.
+"""The priors of the generative model: p(a|M) of addresses and p(z|m_a) of latents.
 
-`G` memories · `S` slots, of which the last `dummies` are learned images · `D` features · `Z` latent.
+`K` importance samples · `G` memories · `T` targets · `M` images in a memory · `S` slots, M and the dummies ·
+`D` features · `Z` latent.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent
 
-from models.likelihoods import DiagonalNormal
+from models.vma.heads import DiagonalNormalHead
 
 
-class UniformAddressPrior(nn.Module):
-    """p(a|M) = 1/S, as published."""
+class AddressPrior(nn.Module):
+    """p(a|M): images of the memory have the logit 0, each dummy one of its own, or 0 too: uniform, as published."""
 
-    def forward(self, keys: Tensor) -> Categorical:
-        """Keys of the slots [G, S, D] -> Categorical with logits [G, 1, S], the same for all targets of a memory."""
-        return Categorical(logits=keys.new_zeros(len(keys), 1, keys.shape[1]))
-
-
-class LearnedAddressPrior(nn.Module):
-    """p(a|M) with one learned logit per dummy image; images of the memory share the logit 0."""
-
-    def __init__(self, dummies: int) -> None:
+    def __init__(self, dummies: int, learned: bool) -> None:
         super().__init__()
-        self.dummy_logits = nn.Parameter(torch.zeros(dummies))
+        if learned:
+            self.dummy_logits = nn.Parameter(torch.zeros(dummies))
+        else:
+            self.register_buffer("dummy_logits", torch.zeros(dummies), persistent=False)
 
-    def forward(self, keys: Tensor) -> Categorical:
-        """Keys of the slots [G, S, D] -> Categorical with logits [G, 1, S], the same for all targets of a memory."""
-        g, s, _ = keys.shape
-        images = self.dummy_logits.new_zeros(s - len(self.dummy_logits))
-        return Categorical(logits=torch.cat([images, self.dummy_logits]).expand(g, 1, s))
+    def forward(self, memories: int, images: int) -> Categorical:
+        """For G memories of M images: logits [G, 1, S], the same for all targets of a memory."""
+        logits = F.pad(self.dummy_logits, (images, 0))  # [S]
+        return Categorical(logits=logits.expand(memories, 1, -1))
 
 
 class LatentPrior(nn.Module):
     """p(z|m_a): a diagonal Normal from the features of the picked image."""
 
-    def __init__(self, features: int, latent: int) -> None:
+    def __init__(self, features: int, latent: int, hidden: int = 0) -> None:
         super().__init__()
-        self.normal = DiagonalNormal(features, latent)
+        self.head = DiagonalNormalHead(features, latent, hidden)
 
     def forward(self, m_a: Tensor) -> Independent:
         """Features of m_a [K, G, T, D] -> Normal, batch [K, G, T], event [Z]."""
-        return self.normal(m_a)
+        return self.head(m_a)

@@ -24,7 +24,7 @@ class Toy(nn.Module):
 
     def loss(self, batch: tuple[Tensor, Tensor], noise: Any) -> tuple[Tensor, dict[str, Tensor]]:
         x, y = batch
-        error = (self.linear(x).squeeze(1) + 0.1 * noise.normal(1, len(x))[0] - y).square()
+        error = (self.linear(x).squeeze(1) + 0.1 * noise.normal("error", 1, len(x))[0] - y).square()
         return error.mean(), {"bound": -error.detach()}
 
 

@@ -1,0 +1,124 @@
+"""The contracts: a model with a memory, and the likelihood of an image.
+
+Trainer, evaluator, reports and commands know no more of a model than what stands here.
+
+`K` importance samples · `G` memories · `T` targets that share one memory · `M` images in a memory · `S` slots: the M
+images and whatever else has an address · `C` parameters of a pixel · `H W` image.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Noise(Protocol):
+    """Where a model's random numbers come from.  Every draw of a call has a name of its own, such as "z"."""
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        """Numbers in [0, 1)."""
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """Standard normal numbers."""
+
+
+class EpisodeBatch(Protocol):
+    """What a model reads of a batch of episodes."""
+
+    @property
+    def x(self) -> Tensor: ...  # [G, T, H, W]
+
+    @property
+    def memory(self) -> Tensor: ...  # [G, M, H, W]
+
+    @property
+    def x_class(self) -> Tensor: ...  # [G, T]
+
+    @property
+    def memory_class(self) -> Tensor: ...  # [G, M]
+
+
+class ImportanceSamples(Protocol):
+    """K samples of the latents of each target."""
+
+    @property
+    def log_w(self) -> Tensor: ...  # [K, G, T] nats
+
+    @property
+    def kl_z(self) -> Tensor | None: ...  # [K, G, T] estimates of KL(q(z) || p(z)), nats; None: there is no z
+
+
+class Likelihood(nn.Module, ABC):
+    """p(x|parameters), where a decoder gives `channels` parameters for each pixel: [..., C, H, W]."""
+
+    channels: int = 1
+
+    def context(self, x: Tensor) -> Tensor | None:
+        """What `log_prob` needs of targets x [G, T, H, W] besides their pixels.
+
+        It is computed once per target, whatever K is.  An autoregressive likelihood returns the output [G, T, ...] of
+        its masked convolutions here.
+        """
+        return None
+
+    @abstractmethod
+    def log_prob(self, parameters: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+        """log p(x|parameters) in nats: [K, G, T, C, H, W] and x [G, T, H, W] -> [K, G, T]."""
+
+    @abstractmethod
+    def mean(self, parameters: Tensor, noise: Noise) -> Tensor:
+        """The mean of every pixel, [..., C, H, W] -> [..., H, W], for pictures.
+
+        Where pixels depend on each other, that is the mean given the pixels before it of an image drawn with `noise`.
+        """
+
+    @abstractmethod
+    def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
+        """An image drawn from p(x|parameters): [..., C, H, W] -> [..., H, W]."""
+
+
+class MemoryModel(nn.Module, ABC):
+    """A generative model p(x|M) of an image given a memory.
+
+    What `encode_memory` and `encode_targets` return is the model's own affair.
+    """
+
+    @abstractmethod
+    def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """A scalar to descend, and detached metrics [G, T] by name.  Among them is "bound": nats, to be maximised."""
+
+    @abstractmethod
+    def encode_memory(self, memory: Tensor, precompute_features: bool = False) -> Any:
+        """What does not depend on targets, computed once per memory [G, M, H, W]; M may be 0.
+
+        With `precompute_features` all of it, for many samples; without, as little as a step of training needs.
+        """
+
+    @abstractmethod
+    def encode_targets(self, x: Tensor, m: Any) -> Any:
+        """What does not depend on samples, computed once per target x [G, T, H, W] with an encoded memory `m`."""
+
+    @abstractmethod
+    def importance_samples(self, x: Tensor, m: Any, targets: Any, noise: Noise, k: int) -> ImportanceSamples:
+        """K samples for each target x [G, T, H, W], from the encoded memory and the encoded targets."""
+
+    def metrics(self, m: Any, targets: Any, episodes: EpisodeBatch) -> dict[str, Tensor]:
+        """Further metrics [G, T]: "kl_a" in nats and "address_accuracy" of a model with an address posterior."""
+        return {}
+
+    @abstractmethod
+    def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, Tensor | None]:
+        """Pixel means [n, G, H, W] of n samples of p(x|M) for each memory [G, M, H, W], and their slots [n, G]."""
+
+    @abstractmethod
+    def reconstruct(self, x: Tensor, memory: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
+        """Pixel means [G, T, H, W] given latents inferred from x [G, T, H, W], and the slots [G, T]; None: no slots."""
+
+    def slot_images(self, memory: Tensor) -> Tensor:
+        """The image behind every slot of each memory [G, M, H, W]: [G, S, H, W]."""
+        return memory
+
+    def log_weights(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Tensor:
+        """log w [K, G, T] in nats of K samples for targets x [G, T, H, W] given memories [G, M, H, W]."""
+        m = self.encode_memory(memory)
+        return self.importance_samples(x, m, self.encode_targets(x, m), noise, k).log_w

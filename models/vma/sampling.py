@@ -1,0 +1,45 @@
+"""Draws of addresses and latents, and what of their gradient is used.
+
+`K` importance samples · `S` slots · `Z` latent.
+"""
+
+from torch import Tensor
+from torch.distributions import Categorical, Independent, Normal
+
+from models.base import Noise
+
+
+def sample_categorical(q: Categorical, uniform: Tensor) -> Tensor:
+    """Samples of q (logits [..., S]) by inversion of its distribution function at `uniform` [K, ...]."""
+    total = q.probs.double().cumsum(-1)  # in float32 it may end below 1, and the last slot would get what is missing
+    return (uniform.unsqueeze(-1) * total[..., -1:] >= total[..., :-1]).sum(-1)
+
+
+def sample_normal(q: Independent, noise: Noise) -> Tensor:
+    """A sample z of a diagonal Normal, through which the gradient of its parameters goes."""
+    return q.mean + q.stddev * noise.normal("z", *q.batch_shape, *q.event_shape)
+
+
+def reattach_sample(q: Independent, z: Tensor) -> Tensor:
+    """The sample z that was drawn without gradient, to rounding, with that of the parameters of q."""
+    return q.mean + q.stddev * ((z - q.mean) / q.stddev).detach()
+
+
+def detached(q: Independent) -> Independent:
+    """The same diagonal Normal, whose mean and deviation no gradient reaches."""
+    return Independent(Normal(q.mean.detach(), q.stddev.detach()), 1)
+
+
+def apply_dreg(z: Tensor, weights: Tensor) -> None:
+    """Weigh the gradient that reaches each z by its normalised importance weight.
+
+    The pathwise gradient of an importance-weighted bound for the parameters of q is sum_k w~_k^2 dlog w_k/dz dz/dphi in
+    expectation, with less variance than through log q (Tucker et al. 2019, arXiv 1810.04152, Eq. 6).  The gradient of
+    the bound brings one w~_k already.
+
+    Args:
+        z: [K, ..., Z], of log-weights whose log q(z) has no gradient of its own.
+        weights: [K, ...] normalised w~: among the samples or, with the marginal bound, samples and addresses.
+    """
+    if z.requires_grad:
+        z.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
