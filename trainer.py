@@ -25,6 +25,11 @@ from runtime.processes import Processes
 from runtime.randomness import StepNoise
 from runtime.signals import Stopped, StoppedAtOnce, StopRequest
 
+# Files beside the checkpoint `<stem>.pt`.
+STATE = ".last.pt"  # all that resuming needs
+PREVIOUS_STATE = ".last-but-one.pt"  # for the case that a disk damages the last one
+EVIDENCE = ".nonfinite.pt"  # the state before a step that gave NaN or Inf
+
 _REMEDY = "train anew (--restart) with a lower train_spec.lr or with train_spec.grad_clip=1"
 
 
@@ -103,7 +108,8 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.train, self.validation, self.settings = train, validation, settings
-        self.checkpoint_path, self.config, self.stop = checkpoint_path, config, stop
+        self.checkpoint_path, self.state_path = checkpoint_path, checkpoint_path.with_suffix(STATE)
+        self.config, self.stop = config, stop
         self.log_images = log_images or (lambda model, logger, step: None)
         self.device = next(model.parameters()).device
         self.processes = processes
@@ -118,10 +124,6 @@ class Trainer:
         """The model that is validated and saved: the moving average where there is one."""
         return self.averaged if self.averaged is not None else self.model
 
-    @property
-    def state_path(self) -> Path:
-        return state_path(self.checkpoint_path)
-
     def fit(self, logger: MetricLogger) -> None:
         """Train to the last step.
 
@@ -132,7 +134,9 @@ class Trainer:
             OSError: a checkpoint could not be written; the one before is intact.
             PeerFailedError, PeerLostError: another process could not go on.
         """
-        with self.stop.deferred(), self._bar() as bar:
+        progress, steps = self.progress.step, self.settings.steps
+        options = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "disable": not self.processes.main}
+        with self.stop.deferred(), tqdm(initial=progress, total=steps, **options) as bar:
             try:
                 self._loop(logger, bar)
             except StoppedAtOnce:
@@ -265,8 +269,8 @@ class Trainer:
             f"no weight was changed by it, and what was saved before is kept; {_REMEDY}"
         )
         with contextlib.suppress(OSError, PeerFailedError):
-            self.save_state(path := evidence_path(self.checkpoint_path))
-            error.evidence = path
+            self.save_state(evidence := self.checkpoint_path.with_suffix(EVIDENCE))
+            error.evidence = evidence
         raise error
 
     def _log(self, logger: MetricLogger, bar: tqdm, means: Metrics, steps: int, seconds: float) -> None:
@@ -313,7 +317,7 @@ class Trainer:
             "averaged": self.averaged.state_dict() if self.averaged is not None else None,
             "means": self.means.state(self.processes),
         }
-        previous = previous_state_path(self.checkpoint_path) if path is None else None
+        previous = self.checkpoint_path.with_suffix(PREVIOUS_STATE) if path is None else None
         self.processes.broadcast_from_main(lambda: checkpoints.save(path or self.state_path, state, previous))
         if path is None:
             self._saved_step = self.progress.step
@@ -342,16 +346,6 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
-    def _bar(self) -> tqdm:
-        return tqdm(
-            total=self.settings.steps,
-            initial=self.progress.step,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=1.0,
-            disable=not self.processes.main,
-        )
-
 
 def _broken(gradient: Tensor | None) -> bool:
     return gradient is not None and not bool(gradient.isfinite().all())
@@ -365,18 +359,3 @@ def described(loss: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]) -> str:
     places = torch.as_tensor(wrong).flatten().nonzero().flatten().tolist()
     listed = ", ".join(map(str, places[:8])) + (", …" if len(places) > 8 else "")
     return terms + (f"; targets {listed} of its batch of {torch.as_tensor(wrong).numel()}" if places else "")
-
-
-def state_path(checkpoint_path: Path) -> Path:
-    """`<stem>.last.pt` beside the checkpoint."""
-    return checkpoint_path.with_name(f"{checkpoint_path.stem}.last.pt")
-
-
-def evidence_path(checkpoint_path: Path) -> Path:
-    """`<stem>.nonfinite.pt`, the state before a step that is not finite."""
-    return checkpoint_path.with_name(f"{checkpoint_path.stem}.nonfinite.pt")
-
-
-def previous_state_path(checkpoint_path: Path) -> Path:
-    """`<stem>.last-but-one.pt`, for the case that a disk spoils the last one."""
-    return checkpoint_path.with_name(f"{checkpoint_path.stem}.last-but-one.pt")

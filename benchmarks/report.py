@@ -85,14 +85,12 @@ def _number(value: float) -> str:
 
 def draw(results: Results) -> bytes:
     """Ratios to the naive program, shares of the floor, growth of rate and memory, where measured: a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     speed, growth = ({} if "error" in (part := results.get(name) or {}) else part for name in ("speed", "growth"))
     grown = [axis for axis in _AXES if any(one["axis"] == axis for one in growth.values())]
-    figure, axes = plt.subplots(2, 1 + len(grown), figsize=(5 + 4 * len(grown), 8), squeeze=False)
+    figure = Figure((5 + 4 * len(grown), 8))
+    axes = figure.subplots(2, 1 + len(grown), squeeze=False)
     _bars(axes[0, 0], speed, "times_naive", "times the naive program")
     _bars(axes[1, 0], speed, "share_of_floor", "share of the rate of the networks alone")
     for column, axis in enumerate(grown, start=1):

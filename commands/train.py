@@ -25,7 +25,7 @@ from runtime.files import exclusive_lock, write_atomically
 from runtime.metric_logger import MetricLogger
 from runtime.randomness import StepNoise
 from runtime.signals import Stopped, StoppedAtOnce
-from trainer import NonFiniteError, Trainer, TrainerConfig, evidence_path, previous_state_path, state_path
+from trainer import EVIDENCE, PREVIOUS_STATE, STATE, NonFiniteError, Trainer, TrainerConfig
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def draw_curves(session: Session) -> None:
 
 
 def _lock(path: Path) -> contextlib.AbstractContextManager[None]:
-    beside = (state_path(path), evidence_path(path), path.with_suffix(".resolved.yaml"))
+    beside = [path.with_suffix(suffix) for suffix in (STATE, EVIDENCE, ".resolved.yaml")]
     return exclusive_lock(path, "training", "train_spec.checkpoint_path", beside)
 
 
@@ -152,7 +152,7 @@ def _prepare_files(config: Config, restart: bool) -> None:
     """Write the configuration of the run; with `restart` remove what an earlier one left."""
     path, weights = Path(config.train_spec.checkpoint_path), Path(config.train_spec.init_from or "")
     if restart:
-        for old in (state_path(path), previous_state_path(path), evidence_path(path), path):
+        for old in (*map(path.with_suffix, (STATE, PREVIOUS_STATE, EVIDENCE)), path):
             if old.resolve() != weights.resolve():  # still needed if killed
                 old.unlink(missing_ok=True)
     write_atomically(path.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
@@ -184,7 +184,7 @@ def load_state(path: Path) -> dict[str, Any]:
 def _state_to_resume(path: Path, config: Config) -> dict[str, Any] | None:
     """The last undamaged state of an earlier run; None where there was no run."""
     damaged: DataError | None = None
-    for candidate in (state_path(path), previous_state_path(path)):
+    for candidate in map(path.with_suffix, (STATE, PREVIOUS_STATE)):
         if not candidate.exists():
             continue
         try:

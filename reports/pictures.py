@@ -53,10 +53,7 @@ def write_samples(
 
     `training` uint8 [N, H, W] holds the images among which the nearest neighbour of each sample is sought, if any.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     memory = episodes.memory
     reconstruction, a = model.reconstruct(episodes.x, memory, noise)
@@ -74,10 +71,9 @@ def write_samples(
         columns["training image nearest to each sample"] = nearest(samples, training).transpose(0, 1)
     columns = {title: block for title, block in columns.items() if block.shape[1]}
     widths = [block.shape[1] for block in columns.values()]
-    figure, axes = plt.subplots(
-        1, len(columns), figsize=(0.45 * sum(widths) + 1, 0.45 * len(memory) + 0.8), width_ratios=widths, squeeze=False
-    )
-    for axis, (title, block) in zip(axes[0], columns.items(), strict=True):
+    figure = Figure((0.45 * sum(widths) + 1, 0.45 * len(memory) + 0.8))
+    (axes,) = figure.subplots(1, len(columns), width_ratios=widths, squeeze=False)
+    for axis, (title, block) in zip(axes, columns.items(), strict=True):
         axis.imshow(_paper(_tiled(block)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(title, fontsize=8)
         axis.axis("off")
@@ -87,7 +83,6 @@ def write_samples(
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _tiled(block: Tensor) -> np.ndarray:

@@ -14,12 +14,10 @@ from runtime.files import write_atomically
 
 def result_plot(rows: Sequence[Row], config: Config) -> bytes:
     """ELBO against memory size, one line for each C, bars of two standard errors each way -> a PNG file."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 4))
+    figure = Figure((6, 4))
+    axis = figure.subplots()
     for number, classes in enumerate(dict.fromkeys(row["max_batch_cls"] for row in rows)):
         line = sorted((row for row in rows if row["max_batch_cls"] == classes), key=lambda row: row["timesteps"])
         sizes = [row["timesteps"] + 0.04 * number * max(row["timesteps"], 1) for row in line]  # bars side by side
@@ -69,16 +67,13 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
 
     `rows` are those of `train_spec.log_file`.  The bounds are those of the K and the memories of each subset.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    figure, axes = plt.subplots(1, len(_CURVES), figsize=(15, 4))
+    figure = Figure((15, 4))
     last = max((row["step"] for row in rows), default=0)
     subsets = [subset for subset in ("train", "validation") if any(row["subset"] == subset for row in rows)]
-    for axis, (label, quantities) in zip(axes, _CURVES, strict=True):
+    for axis, (label, quantities) in zip(figure.subplots(1, len(_CURVES)), _CURVES, strict=True):
         for subset in subsets:
             for number, (name, sign) in enumerate(quantities):
                 shown = [
@@ -118,11 +113,8 @@ def _composition(config: Config, validated: bool) -> str:
 
 
 def png(figure: Any) -> bytes:
-    """A finished figure of matplotlib as a file; it is closed."""
-    import matplotlib.pyplot as plt
-
+    """A finished figure of matplotlib as a file."""
     figure.tight_layout()
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
-    plt.close(figure)
     return content.getvalue()

@@ -193,12 +193,10 @@ def markdown(rows: Sequence[Row], cell: str, config: Config) -> str:
 
 def draw(rows: Sequence[Row], cell: str) -> bytes:
     """Both estimators against the number of decodes, with bars of two standard errors each way -> a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    figure = Figure((11, 4))
+    axes = figure.subplots(1, 2)
     panels = (
         (axes[0], "ELBO", "stderr", "ELBO@K, nats per image (lower is better)"),
         (axes[1], "gap", "gap_stderr", f"nats above K = {max(int(row['K']) for row in rows)} (paired)"),

@@ -151,13 +151,11 @@ def markdown(rows: Sequence[Mapping[str, str | int | float]], config: Config) ->
 
 def draw(rows: Sequence[Mapping[str, str | int | float]], args: argparse.Namespace) -> bytes:
     """A line for each kind of classes against the targets seen, with bars of two standard errors each way -> a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    figure, axis = plt.subplots(figsize=(6, 4))
+    figure = Figure((6, 4))
+    axis = figure.subplots()
     beside = 0.006 * max(float(row["targets_seen"]) for row in rows)
     for number, (subset, label) in enumerate(SUBSETS.items()):
         of = [row for row in rows if row["subset"] == subset]

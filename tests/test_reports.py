@@ -4,7 +4,6 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pytest
 from helpers import ROOT
 from helpers.config import small_config
@@ -109,13 +108,18 @@ def test_the_table_says_what_it_shows(tmp_path: Path) -> None:
 
 def drawn(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, float | int]], of: Config) -> Any:
     """The axis of the plot."""
-    figures: list[Any] = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    figures = caught(monkeypatch)
     assert plots.result_plot(rows, of).startswith(b"\x89PNG")
-    monkeypatch.undo()
     (axis,) = figures[0].axes
-    plt.close(figures[0])
     return axis
+
+
+def caught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Gets the figures that become files."""
+    figures: list[Any] = []
+    real = plots.png
+    monkeypatch.setattr(plots, "png", lambda figure: figures.append(figure) or real(figure))  # type: ignore[func-returns-value]
+    return figures
 
 
 def test_the_plot_has_one_line_for_each_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,13 +162,10 @@ def log_row(part: str, step: int) -> dict[str, Any]:
 
 
 def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Any] = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    figures = caught(monkeypatch)
     rows = [log_row("train", 0), *(log_row("train", step) for step in range(2, 101)), log_row("validation", 50)]
     plots.curve_plot(rows, small_config(tmp_path, "train_data.batch_size=8"))
-    monkeypatch.undo()
     bound, terms, accuracy = figures[0].axes
-    plt.close(figures[0])
     train, validation = bound.lines
     assert list(train.get_xdata()) == [8 * step for step in range(3, 101)]  # without the very beginning
     assert list(train.get_ydata()) == [90 + step for step in range(3, 101)]
@@ -177,12 +178,9 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_training_without_validation_is_drawn_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Any] = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    figures = caught(monkeypatch)
     plots.curve_plot([log_row("train", step) for step in range(1, 9)], small_config(tmp_path))
-    monkeypatch.undo()
     (figure,) = figures
-    plt.close(figure)
     said = [text.get_text() for axis in figure.axes for text in axis.get_legend().get_texts()]
     assert said == ["train", "KL(a), train", "KL(z), train", "train"]
     assert "training" in figure.get_suptitle() and "validation" not in figure.get_suptitle()

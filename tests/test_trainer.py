@@ -19,7 +19,7 @@ from runtime import checkpoints
 from runtime.means import Means
 from runtime.processes import Processes
 from runtime.randomness import StepNoise
-from trainer import NonFiniteError, state_path
+from trainer import NonFiniteError
 
 
 def weights(model: nn.Module) -> list[Tensor]:
@@ -167,7 +167,7 @@ def test_the_weights_of_the_best_validation_are_kept(tmp_path: Path) -> None:
     assert [(row["step"], row["bound"]) for row in rows(tmp_path, "validation")] == [
         (2, -5.0), (4, -3.0), (6, -4.0), (8, -3.0), (9, -8.0)
     ]  # fmt: skip
-    kept, last = checkpoints.load(tmp_path / "toy.pt"), checkpoints.load(state_path(tmp_path / "toy.pt"))
+    kept, last = checkpoints.load(tmp_path / "toy.pt"), checkpoints.load(mine.state_path)
     assert kept["progress"]["step"] == kept["progress"]["best_step"] == 4  # the first of equals
     assert float(kept["model"]["w"]) == pytest.approx(-0.2)
     assert float(last["model"]["w"]) == pytest.approx(-0.45)
