@@ -5,9 +5,10 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -207,38 +208,42 @@ def _named_scheduler(spec: SchedulerSpec, optimizer: torch.optim.Optimizer, step
     if spec.kind not in _scheduler_names():
         raise UserError(f"train_spec.scheduler.kind: {spec.kind!r}: use one of {', '.join(_scheduler_names())}")
     kind = getattr(lr_scheduler, spec.kind)
-    arguments: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in spec.arguments.items()
-    }
+    arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in spec.arguments.items()}
+    _check_arguments(kind, arguments)
     try:
-        if taken := {"optimizer", "last_epoch"} & arguments.keys():
-            raise ValueError(f"{taken.pop()} is set by the program")
-        _try_out(kind, optimizer, arguments, steps)
-        return kind(optimizer, **arguments)
-    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise UserError(f"train_spec.scheduler: {spec.kind}{inspect.signature(kind)}: {error}") from None
-
-
-def _try_out(
-    kind: type[lr_scheduler.LRScheduler], optimizer: torch.optim.Optimizer, arguments: dict[str, Any], steps: int
-) -> None:
-    """Go through the steps with a copy: many a wrong argument is noticed only on the way."""
-    known = inspect.signature(type(optimizer)).parameters
-    options = {name: value for name, value in optimizer.defaults.items() if name in known}
-    copy = type(optimizer)([nn.Parameter(torch.zeros(()))], **options)
-    scheduler = kind(copy, **arguments)
+        scheduler: lr_scheduler.LRScheduler = kind(optimizer, **arguments)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"train_spec.scheduler: {spec.kind}: {error}") from None
     if isinstance(scheduler, lr_scheduler.CosineAnnealingLR) and scheduler.T_max < steps:
-        raise ValueError(
-            f"T_max {scheduler.T_max} is less than the {steps} steps to come, and the rate would rise again"
-        )
+        text = f"{scheduler.T_max} is less than the {steps} steps to come, and the rate would rise again"
+        raise UserError(f"train_spec.scheduler.T_max: {text}; use {steps} or more")
     if isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.total_steps < steps:
-        raise ValueError(f"total_steps {scheduler.total_steps} is less than the {steps} steps to come")
-    copy.step()
-    for _ in range(min(steps, _TRIED_OUT)):
-        scheduler.step()
+        text = f"{scheduler.total_steps} is less than the {steps} steps to come; use {steps} or more"
+        raise UserError(f"train_spec.scheduler.total_steps: {text}")
+    return scheduler
 
 
-_TRIED_OUT = 20_000  # steps, which take less than a second
+# What stands for the names in PyTorch's signatures: all whole numbers in them count steps.
+_TYPES = {"int": Annotated[int, Field(ge=1)], "Iterable": list, "Sequence": list, "Callable": Callable}
+
+
+def _check_arguments(kind: type[lr_scheduler.LRScheduler], arguments: dict[str, Any]) -> None:
+    """Raises UserError for one that PyTorch's signature does not have, or not of this type."""
+    known = dict(inspect.signature(kind, eval_str=True, locals=_TYPES).parameters)
+    del known["optimizer"], known["last_epoch"]  # which the program sets
+    if missing := [name for name, of in known.items() if of.default is of.empty and name not in arguments]:
+        raise UserError(f"train_spec.scheduler.{missing[0]}: missing; {kind.__name__} needs {', '.join(missing)}")
+    for name, value in arguments.items():
+        where = f"train_spec.scheduler.{name}"
+        if name not in known:
+            raise UserError(f"{where}: {kind.__name__} has no such argument; it has {', '.join(known)}")
+        try:
+            TypeAdapter(known[name].annotation).validate_python(value, strict=True)
+        except ValidationError as error:
+            text = error.errors()[0]["msg"].replace("Input should be", "expected")
+            example = f", such as [{value}]" if "list" in text else ""
+            raise UserError(f"{where}: value {value!r}: {text}{example}") from None
+
 
 # These take functions, other schedulers or a measured value, none of which can stand in YAML and count in steps.
 _NEED_MORE = (

@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--train", action="store_true", help="train; the same command resumes an interrupted run")
     p.add_argument("--test", action="store_true", help="run the test grid and write the table")
     p.add_argument("--sample", action="store_true", help="draw memories, samples of p(x|M) and reconstructions")
+    p.add_argument("--print-config", action="store_true", help="print the complete configuration and do nothing else")
     p.add_argument("--root", metavar="DIR", help="where the data is, for training, validation and test")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a key, such as train_spec.steps=200; may be repeated")  # fmt: skip
@@ -58,7 +59,7 @@ def device(text: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(arguments)
-    if not (args.train or args.test or args.sample or args.export or args.replay):
+    if not (args.train or args.test or args.sample or args.export or args.replay or args.print_config):
         p.error("nothing to do: give --train, --test or --sample")
     if args.replay and (args.train or args.test or args.sample or args.export):
         p.error("--replay computes one step and nothing else: give --train, --test, --sample and --export another time")
@@ -130,6 +131,9 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
         import config as configuration
 
         config = configuration.load(args.config, [*roots(args.root), *args.overrides])
+        if args.print_config:
+            print(configuration.dump(config), end="")
+            return 0
 
         import commands  # and with it torch, which takes seconds
 

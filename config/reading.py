@@ -26,7 +26,7 @@ _KEYS_OF_A_KIND = ("train_spec.scheduler", "model.autoencoder")  # which are ano
 # What val_data and test_data take from train_data where they leave it out.
 _ALTERNATIVES = ("max_img_per_class", "max_batch_cls")  # of which one is given
 _IMAGES = ("kind", "root", "batch_size", "resize", "split", "resample", "classes")
-_INHERITED = {"val_data": (*_IMAGES, "timesteps", "exact", *_ALTERNATIVES), "test_data": _IMAGES}
+INHERITED = {"val_data": (*_IMAGES, "timesteps", "exact", *_ALTERNATIVES), "test_data": _IMAGES}
 
 Raw = dict[str, Any]
 
@@ -78,9 +78,11 @@ def _resolve(layers: Sequence[tuple[str, Raw]], overrides: Sequence[str]) -> Con
     for source, raw in layers:
         _modernise(raw, source)
         _merge(merged, raw)
-    overridden = [_override(merged, one) for one in overrides]
-    _modernise(merged, "--set")
-    given = {f"{section}.{key}" for section in _INHERITED for key in _section(merged, section)}
+    overridden = []
+    for one in overrides:
+        overridden.append(_override(merged, one))
+        _modernise(merged, "--set")
+    given = {f"{section}.{key}" for section in INHERITED for key in _section(merged, section)}
     _inherit(merged)
     try:
         return Config.model_validate(merged)
@@ -90,7 +92,7 @@ def _resolve(layers: Sequence[tuple[str, Raw]], overrides: Sequence[str]) -> Con
     lines = []
     for path, text in problems:
         origin = path
-        if (section := path.partition(".")[0]) in _INHERITED and not below(path.partition("[")[0], given):
+        if (section := path.partition(".")[0]) in INHERITED and not below(path.partition("[")[0], given):
             if repeated:
                 continue  # what is wrong in train_data is wrong in those that inherit it
             origin = path.replace(section, "train_data", 1)
@@ -160,7 +162,7 @@ def _inherit(raw: Raw) -> None:
     train = raw.get("train_data")
     if not isinstance(train, dict):
         return
-    for name, keys in _INHERITED.items():
+    for name, keys in INHERITED.items():
         section = raw.setdefault(name, {})
         if not isinstance(section, dict):
             continue

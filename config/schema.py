@@ -275,7 +275,7 @@ class MixtureConfig(Section):
     """One more composition of memories to train with, drawn for a step with a probability ~ `weight`."""
 
     weight: float = key(1.0, "how often, where the composition of train_data itself has 1", ge=1e-6, le=1e6)
-    timesteps: Positive = key(..., "as in train_data, like the other keys")
+    timesteps: Positive = key(..., "as in train_data, like the next keys")
     exact: bool = True
     max_img_per_class: Positive | None = None
     max_batch_cls: Positive | None = None
@@ -335,7 +335,7 @@ class TrainSpec(Section):
 
     checkpoint_path: Text = key(..., "the best weights; the state for resuming is NAME.last.pt beside them")
     log_file: Text | None = key(None, "one line of JSON every log_every steps; null: none")
-    gpus: Gpus = key("auto", "auto: all that the batch divides among; or their numbers; []: the CPU")
+    gpus: Gpus = key("auto", "their numbers; auto: all that the batch divides among; []: the CPU")
     init_from: Text | None = key(None, "a checkpoint whose weights to begin with")
     steps: Positive = key(..., "length of the training")
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = key("Adam", "a class of torch.optim")
@@ -343,9 +343,11 @@ class TrainSpec(Section):
     weight_decay: float = key(0.0, "of the optimizer", ge=0)
     scheduler: SchedulerSpec | None = key(None, "of the learning rate, counted in steps")
     seed: Natural = key(0, "of weights, episodes, noise and the choice of held-out classes")
-    objective: Literal["vimco", "marginal"] = key("vimco", "marginal: the exact sum over addresses")
-    z_gradient: Literal["standard", "dreg"] = key("standard", "dreg: doubly reparameterised, for q(z | x, m_a)")
-    gradient_samples: Literal["all", 1] = key("all", "1: through one of the K, drawn by its weight; same mean")
+    objective: Literal["vimco", "marginal"] = key("vimco", "marginal is the exact sum over addresses")
+    z_gradient: Literal["standard", "dreg"] = key(
+        "standard", "dreg is the doubly reparameterised one, for q(z | x, m_a)"
+    )
+    gradient_samples: Literal["all", 1] = key("all", "1: through one of the K, drawn by its weight")
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks in training")
     grad_clip: Annotated[float, Field(gt=0)] | None = key(None, "largest norm of the gradient")
     ema_decay: float = key(0.0, "weights averaged over steps, which are tested; 0: off", ge=0, lt=1)

@@ -173,6 +173,63 @@ def test_a_file_of_the_published_kind_runs_unchanged(caplog: pytest.LogCaptureFi
     assert "times" not in config.dump(c).replace("timesteps", "")
 
 
+# What the published repository ships as configs/vma.yaml.
+SHIPPED_WITH_THE_PUBLISHED_CODE = {
+    "model": {"kind": "VMA", "autoencoder": "VMA", "likelihood": "bernoulli", "latent_dim": 64, "matching_dim": 200,
+              "importance_num": 4},
+    "train_data": {"kind": "omniglot", "root": "./data", "batch_size": 256, "timesteps": 32, "exact": True,
+                   "max_img_per_class": 4, "iter": 1000, "resize": 26},
+    "val_data": {"kind": "omniglot", "root": "./data", "batch_size": 32, "timesteps": 19, "exact": True,
+                 "max_img_per_class": 19, "resize": 26},
+    "test_data": {"kind": "omniglot", "root": "./data", "batch_size": 16, "timesteps": 1, "exact": False,
+                  "max_batch_cls": 1, "resize": 26},
+    "train_spec": {"checkpoint_path": "saved_models/vma_omniglot.pt", "log_file": "logs/vma_omniglot.log",
+                   "gpus": [0, 1], "n_jobs": 30, "steps": "1e5", "optimizer": "Adam", "full_loss": False, "lr": "1e-4",
+                   "scheduler": {"kind": "StepLR", "step_size": 100000, "gamma": 0.1, "times": 1}},
+    "test_spec": {"metric": "ELBO", "checkpoint_path": "saved_models/vma_omniglot.pt", "output_file": "results.csv",
+                  "n_jobs": 20, "gpus": [0, 1], "importance_num": 1000,
+                  "test_params": {"max_batch_cls": [1, 2], "timesteps": ["1..5", 10, 19]}},
+}  # fmt: skip
+
+
+def test_the_published_configuration_runs_as_it_is() -> None:
+    text = yaml.safe_dump(SHIPPED_WITH_THE_PUBLISHED_CODE).replace("'", "")
+    c = config.parse(text, "vma.yaml")
+    assert (c.model.kind, c.model.autoencoder) == ("vma", config.PublishedAutoencoder())
+    assert (c.train_spec.steps, c.train_spec.lr, c.train_spec.gpus) == (100_000, 1e-4, (0, 1))
+    assert c.train_spec.scheduler is not None
+    assert dict(c.train_spec.scheduler.arguments) == {"step_size": 100_000, "gamma": 0.1}
+    assert (c.val_data.timesteps, c.val_data.max_img_per_class, c.val_data.max_batch_cls) == (19, 19, None)
+    assert c.test_spec.test_params.timesteps == (1, 2, 3, 4, 5, 10, 19)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        ["model.autoencoder=VMA"],
+        ["model.autoencoder=published", "model.channels=[48, 64]"],
+        ["model.autoencoder=omniglot", "model.hidden=[100, 256]"],
+        ["model.autoencoder={kind: Published, channels: [48, 64]}"],
+        ["model.kind=Vma", "train_data.kind=OMNIGLOT"],
+    ],
+)
+def test_names_and_places_of_other_versions_mean_the_same(spelling: list[str]) -> None:
+    assert vma(*spelling) == vma()
+
+
+def test_flat_sizes_of_a_file_are_those_of_its_autoencoder() -> None:
+    flat = VMA.replace("  latent_dim", "  channels: [3, 4]\n  latent_dim")
+    assert config.parse(flat, "flat").model.autoencoder == config.PublishedAutoencoder(channels=(3, 4))
+    assert vma("model.channels=[3, 4]") == config.parse(flat, "flat")
+
+
+def test_another_autoencoder_is_refused_with_those_that_there_are() -> None:
+    for value in ("omniglott", "{kind: omniglott}", "{kind: [published]}"):
+        assert "model.autoencoder: value" in refused(f"model.autoencoder={value}")
+        assert "expected one of the kinds published" in refused(f"model.autoencoder={value}")
+    assert "model.autoencoder.chanels: unknown key; did you mean channels?" in refused("model.autoencoder.chanels=3")
+
+
 def test_defaults_keep_the_published_behaviour() -> None:
     c = config.parse(PUBLISHED, "old.yaml")
     assert (c.model.num_dummies, c.model.address_prior) == (2, "uniform")
@@ -237,6 +294,120 @@ def test_a_byte_order_mark_is_no_trouble(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + VMA.encode())
     assert config.load(path) == vma()
+
+
+# --- base files and what is inherited ---------------------------------------------------------------------------------
+
+
+def files(folder: Path, **contents: str) -> Path:
+    """Files NAME.yaml; the path of the first."""
+    for name, content in contents.items():
+        (folder / f"{name}.yaml").write_text(content)
+    return folder / f"{next(iter(contents))}.yaml"
+
+
+def test_a_file_changes_the_one_it_is_based_on(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "vma.yaml").write_text(VMA)
+    files(tmp_path, middle="base: vma.yaml\ntrain_spec: {lr: 1e-3, scheduler: {kind: StepLR, step_size: 7}}\n")
+    top = files(
+        tmp_path / "below",
+        top="base: ../middle.yaml\ntrain_spec: {steps: 5}\ntest_spec: {test_params: {timesteps: [2]}}\n",
+    )
+    expected = vma(
+        "train_spec.lr=1e-3", "train_spec.scheduler={kind: StepLR, step_size: 7}", "train_spec.steps=5",
+        "test_spec.test_params.timesteps=[2]",
+    )  # fmt: skip
+    assert config.load(top) == expected
+    assert config.load(top, ["train_spec.lr=1"]).train_spec.lr == 1
+    assert "base" not in config.dump(expected)
+
+
+def test_arguments_of_another_kind_are_not_inherited(tmp_path: Path) -> None:
+    base = VMA.replace("scheduler: null  ", "scheduler: {kind: CosineAnnealingLR, T_max: 7, eta_min: 1}  ")
+    other = files(tmp_path, a="base: b.yaml\ntrain_spec: {scheduler: {kind: StepLR, step_size: 7}}\n", b=base)
+    assert config.load(other) == vma("train_spec.scheduler={kind: StepLR, step_size: 7}")
+    same = files(tmp_path, c="base: b.yaml\ntrain_spec: {scheduler: {T_max: 9}}\n")
+    assert config.load(same) == vma("train_spec.scheduler={kind: CosineAnnealingLR, T_max: 9, eta_min: 1}")
+
+
+def test_a_mistake_names_the_file_in_which_it_stands(tmp_path: Path) -> None:
+    base = VMA.replace("  lr: 1e-4", "  lr: -1").replace("precision: fp32", "precision: fp23")
+    path = files(tmp_path, a="base: b.yaml\ntrain_spec: {stepz: 3}\ntrain_data: {resize: 8}\n", b=base)
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, ["train_spec.precision=fp64"])
+    beginnings = {" ".join(line.split(" ")[:2]) for line in str(caught.value).splitlines()}
+    assert beginnings == {
+        f"{path}: train_spec.stepz:",
+        f"{path}: train_data.resize:",
+        f"{tmp_path}/b.yaml: train_spec.lr:",
+        "--set: train_spec.precision:",
+    }
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ({"a": "base: b.yaml", "b": "base: a.yaml"}, "b.yaml: base: {folder}/a.yaml is based on this file in turn"),
+        ({"a": "base: a.yaml"}, "a.yaml: base: {folder}/a.yaml is based on this file in turn"),
+        ({"a": "base: b.yaml"}, "a.yaml: base: {folder}/b.yaml: no such file"),
+        ({"a": "base: b.yaml", "b": "- 1"}, "a.yaml: base: {folder}/b.yaml: expected sections"),
+        ({"a": "base: b.yaml", "b": "a: &a 1"}, "a.yaml: base: {folder}/b.yaml: line 1: the anchor"),
+        ({"a": "base: [b.yaml]"}, "a.yaml: base: value [b.yaml]: expected the name of a file, such as vma.yaml"),
+        ({"a": "base: ."}, "a.yaml: base: {folder}: expected a file, this is a folder"),
+    ],
+)
+def test_a_base_that_is_refused(tmp_path: Path, contents: dict[str, str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(files(tmp_path, **contents))
+    assert str(caught.value).startswith(f"{tmp_path}/{expected.format(folder=tmp_path)}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_without_a_folder_has_no_base() -> None:
+    assert "base: unknown key" in refusal("base: vma.yaml\n" + VMA)
+    assert "base: unknown key" in refused("base=vma.yaml")
+
+
+def test_validation_and_test_inherit_what_they_leave_out() -> None:
+    text = VMA.replace("val_data: ", "unread: ")[: VMA.index("val_data: ")] + VMA[VMA.index("train_spec:") :]
+    c = config.parse(text, "a.yaml", ["train_data.resize=28", "train_data.timesteps=16", "train_data.batch_size=64"])
+    images = ("kind", "root", "batch_size", "resize", "split", "resample", "classes")
+    memories = ("timesteps", "exact", "max_img_per_class", "max_batch_cls")
+    for key in images:
+        assert getattr(c.val_data, key) == getattr(c.test_data, key) == getattr(c.train_data, key)
+    for key in memories:
+        assert getattr(c.val_data, key) == getattr(c.train_data, key)
+    assert (c.test_data.timesteps, c.test_data.max_img_per_class, c.val_data.iter) == (0, None, None)
+    one_class = config.parse(text, "a.yaml", ["val_data.max_batch_cls=1", "val_data.timesteps=5"])
+    assert (one_class.val_data.max_batch_cls, one_class.val_data.max_img_per_class) == (1, None)
+
+
+def test_a_mistake_that_is_inherited_is_told_once() -> None:
+    text = VMA.replace("resize: 26 ", "resize: 8 ").replace("kind: omniglot ", "kind: omniglott ")
+    assert len(refusal(text).splitlines()) == 2
+    inherited = refusal(
+        VMA, "train_data.timesteps=49", "train_data.max_img_per_class=1", "train_data.targets_per_memory=1"
+    )
+    assert inherited.count("\n") == 0 and inherited.startswith(
+        "a.yaml: train_data.held_out_classes: 48 classes are too"
+    )
+
+
+def test_the_resolved_configuration_is_printed_without_torch() -> None:
+    code = "import sys, run; status = run.main(sys.argv[1:]); sys.exit(status or 9 * ('torch' in sys.modules))"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "--config",
+        "configs/mnist.yaml",
+        "--print-config",
+        "--set",
+        "train_spec.lr=1",
+    ]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert config.parse(done.stdout, "printed") == config.load(ROOT / "configs" / "mnist.yaml", ["train_spec.lr=1"])
 
 
 # --- the strict part of YAML ------------------------------------------------------------------------------------------
@@ -812,6 +983,15 @@ def test_every_model_key_is_either_compared_or_free() -> None:
         *(key.replace("autoencoder", "autoencoder.kind") for key in config.MODEL_KEYS if key.startswith("model.")),
         "model.importance_num",
     }
+
+
+def test_the_page_of_all_keys_is_fresh() -> None:
+    from config import reference
+
+    assert reference.PAGE.read_text() == reference.page(), "run python -m config.reference"
+    assert all(
+        f"`{key.rpartition('.')[2]}`" in reference.PAGE.read_text() for key in leaves(Config) if ".kind" not in key
+    )
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------

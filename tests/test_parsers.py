@@ -210,6 +210,30 @@ def test_arguments_that_do_not_fit_are_refused_before_the_training(
     assert caught.value.status == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            {"kind": "MultiStepLR", "milestones": 60000},
+            "milestones: value 60000: expected a valid list, such as [60000]",
+        ),
+        (
+            {"kind": "StepLR", "step_size": 3, "gama": 0.1},
+            "gama: StepLR has no such argument; it has step_size, gamma",
+        ),
+        ({"kind": "StepLR"}, "step_size: missing; StepLR needs step_size"),
+        ({"kind": "StepLR", "step_size": 0}, "step_size: value 0: expected greater than or equal to 1"),
+        ({"kind": "StepLR", "step_size": 3, "gamma": "half"}, "gamma: value 'half': expected a valid number"),
+        ({"kind": "CosineAnnealingLR", "T_max": 9}, "T_max: 9 is less than the 10 steps to come"),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_named(tmp_path: Path, arguments: dict[str, object], said: str) -> None:
+    train_spec = spec(tmp_path).model_copy(update={"scheduler": SchedulerSpec.model_validate(arguments)})
+    with pytest.raises(UserError) as caught:
+        built(train_spec)
+    assert str(caught.value).startswith(f"train_spec.scheduler.{said}")
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_resumes_from_its_saved_state(tmp_path: Path, name: str) -> None:
     train_spec = spec(tmp_path, f"train_spec.optimizer={name}", "train_spec.weight_decay=0.1")
