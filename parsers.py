@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler
 
 from autoencoders.base import Architecture
 from autoencoders.published import Published
+from autoencoders.residual import Residual
 from config import Config, DataConfig, MixtureConfig, ModelConfig, SchedulerSpec, TrainDataConfig, TrainSpec
 from config.constraints import counts, episode_spec
 from data.augment import Augment, Warp
@@ -32,7 +33,8 @@ from runtime.randomness import Shard, seed_of
 
 _log = logging.getLogger(__name__)
 
-AUTOENCODERS: dict[str, Callable[..., Architecture]] = {"published": Published}  # called with the keys of the section
+# Called with the keys of the section.
+AUTOENCODERS: dict[str, Callable[..., Architecture]] = {"published": Published, "residual": Residual}
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {"bernoulli": BernoulliPixels, "normal": NormalPixels}
 
 

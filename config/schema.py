@@ -132,6 +132,7 @@ Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Text: TypeAlias = Annotated[str, PlainValidator(_text)]
 Gpus: TypeAlias = Annotated[tuple[int, ...] | Literal["auto"], PlainValidator(_gpus)]
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
+ThreeWidths: TypeAlias = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_pair)]
 Side: TypeAlias = Annotated[int, BeforeValidator(_side), Field(ge=20, le=64)]
 Likelihood: TypeAlias = Literal["bernoulli", "normal"]
 Argument: TypeAlias = Annotated[Any, PlainValidator(_argument)]
@@ -201,7 +202,16 @@ class PublishedAutoencoder(Autoencoder):
     hidden: Widths = key((100, 256), "width of the dense layers of the encoder, and of the decoder")
 
 
-AUTOENCODERS: dict[str, type[Autoencoder]] = {"published": PublishedAutoencoder}
+class ResidualAutoencoder(Autoencoder):
+    """Residual blocks at half and quarter resolution, for a short training on a few cores."""
+
+    kind: Literal["residual"] = "residual"
+    channels: ThreeWidths = key((12, 32, 64), "feature maps at full, half and quarter resolution")
+    blocks: Widths = key((2, 2), "residual blocks of the decoder at half and at quarter resolution")
+    address_channels: Widths = key((16, 32), "feature maps of the encoder that addresses, at half and at quarter")
+
+
+AUTOENCODERS: dict[str, type[Autoencoder]] = {"published": PublishedAutoencoder, "residual": ResidualAutoencoder}
 _OTHER_NAMES = {"vma": "published", "omniglot": "published"}  # of the published code, and of earlier versions of this
 
 
