@@ -17,9 +17,9 @@ from autoencoders.published import Published
 from autoencoders.residual import Residual
 from config import Config, DataConfig, MixtureConfig, ModelConfig, SchedulerSpec, TrainDataConfig, TrainSpec
 from config.constraints import counts, episode_spec
-from data.augment import Augment, Warp
+from data.augmentation import Augmentation, RandomMaps, Warp
 from data.composition import EpisodeSpec
-from data.episodes import Augmented, EpisodeLoader, GridEpisodes, MixedLoader, spread_targets
+from data.episodes import EpisodeLoader, GridEpisodes, MixedLoader, spread_targets
 from data.images import ClassImages, hold_out, resample
 from data.registry import DATA_SETS
 from models.base import Likelihood, MemoryModel
@@ -86,15 +86,15 @@ def _resampled(data: DataConfig, drawings: ClassImages) -> ClassImages:
         raise UserError(f"resize: {data.resize} and resample: {data.resample}: {error}") from None
 
 
-def train_loader(config: Config, images: TrainingImages, part: Shard = Shard()) -> EpisodeLoader | MixedLoader:
+def train_loader(config: Config, images: TrainingImages, shard: Shard = Shard()) -> EpisodeLoader | MixedLoader:
     """Episodes to train on.  Raises UserError where the memory does not fit the classes."""
     data, seed = config.train_data, config.train_spec.seed
-    augmented = _augmented(data, images.drawings)
+    augmentation = _augmentation(data, images.drawings)
 
     def loader(path: str, composition: TrainDataConfig | MixtureConfig) -> EpisodeLoader:
         spec = episode_spec(composition)
         with _naming_the_smallest_class(path, data, images.train):
-            return EpisodeLoader(images.train, spec, data.batch_size, seed, "train", part, augmented)
+            return EpisodeLoader(images.train, spec, data.batch_size, seed, "train", shard, augmentation)
 
     first = loader("train_data", data)
     if not data.mixture:
@@ -122,10 +122,10 @@ def most_processes(data: TrainDataConfig, most: int) -> int:
     return max((n for n in range(1, most + 1) if all(data.batch_size % (n * unit) == 0 for unit in shared)), default=1)
 
 
-def _augmented(data: TrainDataConfig, drawings: ClassImages | None) -> Augmented | None:
+def _augmentation(data: TrainDataConfig, drawings: ClassImages | None) -> Augmentation | None:
     if data.augment is None or drawings is None:
         return None
-    return Augmented(Augment(**data.augment.model_dump()), Warp(drawings, data.resize, data.resample))
+    return Augmentation(RandomMaps(**data.augment.model_dump()), Warp(drawings, data.resize, data.resample))
 
 
 def validation_loader(config: Config, images: TrainingImages) -> EpisodeLoader | None:

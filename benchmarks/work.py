@@ -22,7 +22,7 @@ import parsers
 from config import Config, DataConfig
 from data.composition import EpisodeSpec
 from data.episodes import GridEpisodes, spread_targets
-from data.omniglot import DRAWERS, FOLDER, PARTS
+from data.omniglot import ARCHIVES, DRAWERS, FOLDER
 from runtime.allocator import keep_freed_memory
 from runtime.errors import UserError
 from runtime.signals import StopRequest
@@ -69,7 +69,7 @@ def benchmark(
 def _is_there(data: DataConfig) -> bool:
     """Whether the images can be had without a download."""
     root = Path(data.root or "").expanduser()
-    needed = {"omniglot": PARTS, "mnist": ["MNIST/raw"], "glyphs": []}.get(data.kind, [""])  # of others, the folder
+    needed = {"omniglot": ARCHIVES, "mnist": ["MNIST/raw"], "glyphs": []}.get(data.kind, [""])  # of others, the folder
     places = [(folder, end) for folder in (root, root / FOLDER) for end in ("", ".npz", ".zip")]
     return all(any((folder / f"{name}{end}").exists() for folder, end in places) for name in needed)
 

@@ -4,15 +4,10 @@ No torch here, so that a mistake in a configuration is answered at once.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from runtime.errors import UserError
-
-
-class _Broken(NamedTuple):
-    rule: str  # names the rule, whatever the values are
-    reasons: Mapping[str, str]  # by the key that may be at fault, the likeliest first
 
 
 @dataclass(frozen=True)
@@ -74,85 +69,103 @@ class EpisodeSpec:
         `smallest` is the number of images of the smallest class; `batch_size` that of targets, where it is known;
         `fixed` names keys that stand elsewhere.  What solves all problems at once goes before what solves one.
         """
-        given = {**vars(self), "batch_size": batch_size}
-        broken = list(self._broken(classes, smallest, batch_size))
+        case = _Case(self, batch_size, classes, smallest)
+        broken = list(case.broken())
         for one in broken:
             keys = [key for key in one.reasons if key not in fixed]
             others = {other.rule for other in broken} - {one.rule}
-            tries = (
-                (key, _working(given, key, allowed, classes, smallest)) for allowed in ((), others) for key in keys
-            )
+            tries = ((key, case.working(key, allowed)) for allowed in (set(), others) for key in keys)
             key, found = next((found for found in tries if found[1]), (keys[0], []))
+            text = f"{case.value(key)} {one.reasons[key]}"
             values = " or ".join(map(str, found))
             way_out = f"use {values}" if values else "no value of it works with the others as they are"
-            yield key, f"{given[key]} {one.reasons[key]}" + (f"; {way_out}" if one.rule != "choice" else "")
+            yield key, text if one.rule == "choice" else f"{text}; {way_out}"
 
-    def _broken(self, classes: int, smallest: int, batch_size: int | None) -> Iterator[_Broken]:
-        targets = self.targets_per_memory
-        negative = [key for key, least in _LEAST.items() if (value := getattr(self, key)) is not None and value < least]
-        for key in negative:
-            yield _Broken(key, {key: f"is less than {_LEAST[key]}"})
-        if negative:
-            return
-        if batch_size is not None and batch_size % targets:
-            reasons = {
-                "batch_size": f"is not a multiple of targets_per_memory {targets}",
-                "targets_per_memory": f"does not divide batch_size {batch_size}",
-            }
-            yield _Broken("batch", reasons)
-        if targets > 1 and not (self.timesteps and self.max_img_per_class and self.exact and self.own_class):
-            text = "targets can share a memory only with max_img_per_class, exact: true and timesteps above 0"
-            yield _Broken("sharing", {"targets_per_memory": text})
-        if self.max_img_per_class and self.max_batch_cls:
-            text = f"is given beside max_batch_cls {self.max_batch_cls}; set one of them to null"
-            yield _Broken("choice", {"max_img_per_class": text})
-        elif self.timesteps and not self.max_img_per_class and not self.max_batch_cls:
-            text = "needs max_img_per_class or max_batch_cls and has neither; set one"
-            yield _Broken("choice", {"timesteps": text})
-        elif self.timesteps:
-            yield from self._broken_sizes(classes, smallest)
 
-    def _broken_sizes(self, classes: int, smallest: int) -> Iterator[_Broken]:
-        """Where there is a memory, composed by one rule."""
-        key = "max_img_per_class" if self.max_img_per_class else "max_batch_cls"
-        number, targets = getattr(self, key), self.targets_per_memory
-        if self.exact and self.timesteps % number:
-            text = f"is not a multiple of {key} {number}, which exact: true needs"
-            yield _Broken("multiple", {"timesteps": text})
-            return
-        most, own = self.most_classes, self.most_images
-        by_images = key == "max_img_per_class"
-        if targets > 1 and by_images and self.exact and targets % most:
-            text = f"is not a multiple of {most}, the classes in a memory (timesteps {self.timesteps} / {key} {number})"
-            yield _Broken("targets", {"targets_per_memory": text})
-        if most + (not self.own_class) > classes:
-            of = "classes in a memory" if self.own_class else "classes in a memory beside that of the target"
-            text = f"may need {most} {of} and {classes} are there"
-            yield _Broken("classes", {"timesteps" if by_images else key: text})
-        beside = max(1, targets // most)
-        if own + beside > smallest:
-            beside_it = f"{beside} targets of it" if beside > 1 else "a target of it"
-            text = f"puts {own} images of a class into a memory beside {beside_it}, and a class has {smallest}"
-            shared = f" (targets_per_memory {targets})" if beside > 1 else ""
-            keys = (key, "targets_per_memory") if by_images else ("timesteps",)
-            yield _Broken("images", dict.fromkeys(keys, text + shared))
+class _Broken(NamedTuple):
+    rule: str  # names the rule, whatever the values are
+    reasons: Mapping[str, str]  # by the key that may be at fault, the likeliest first
 
 
 _LEAST = {"timesteps": 0, "targets_per_memory": 1, "max_img_per_class": 1, "max_batch_cls": 1}
 
 
-def _working(
-    given: dict[str, int | bool | None], key: str, allowed: Collection[str], classes: int, smallest: int
-) -> list[int]:
-    """The nearest lower and the nearest higher value of `key` that break no rule but those `allowed`."""
+@dataclass(frozen=True)
+class _Case:
+    """A composition and what it must fit."""
 
-    def works(number: int) -> bool:
-        changed = {**given, key: number}
-        batch_size = changed.pop("batch_size")
-        broken = EpisodeSpec(**changed)._broken(classes, smallest, batch_size)  # type: ignore[arg-type]
-        return all(other.rule in allowed for other in broken)
+    spec: EpisodeSpec
+    batch_size: int | None
+    classes: int
+    smallest: int
 
-    value = int(given[key] or 0)
-    below = next((n for n in range(min(value, 2048) - 1, 0, -1) if works(n)), None)
-    above = next((n for n in range(max(value + 1, 0), value + 257) if works(n)), None)
-    return [n for n in (below, above) if n is not None]
+    def value(self, key: str) -> int | None:
+        return self.batch_size if key == "batch_size" else getattr(self.spec, key)
+
+    def changed(self, key: str, value: int) -> "_Case":
+        change: dict[str, Any] = {key: value}
+        return replace(self, **change) if key == "batch_size" else replace(self, spec=replace(self.spec, **change))
+
+    def working(self, key: str, allowed: Collection[str]) -> list[int]:
+        """The nearest lower and the nearest higher value of `key` that break no rule but those `allowed`.
+
+        They are searched for with the rules themselves, so that a way out cannot contradict them.
+        """
+
+        def works(number: int) -> bool:
+            return all(one.rule in allowed for one in self.changed(key, number).broken())
+
+        value = self.value(key) or 0
+        below = next(filter(works, range(min(value, 2048) - 1, 0, -1)), None)
+        above = next(filter(works, range(max(value + 1, 0), value + 257)), None)
+        return [number for number in (below, above) if number is not None]
+
+    def broken(self) -> Iterator[_Broken]:
+        spec, targets = self.spec, self.spec.targets_per_memory
+        negative = [key for key, least in _LEAST.items() if (value := self.value(key)) is not None and value < least]
+        for key in negative:
+            yield _Broken(key, {key: f"is less than {_LEAST[key]}"})
+        if negative:
+            return
+        if self.batch_size is not None and self.batch_size % targets:
+            reasons = {
+                "batch_size": f"is not a multiple of targets_per_memory {targets}",
+                "targets_per_memory": f"does not divide batch_size {self.batch_size}",
+            }
+            yield _Broken("batch", reasons)
+        if targets > 1 and not (spec.timesteps and spec.max_img_per_class and spec.exact and spec.own_class):
+            text = "targets can share a memory only with max_img_per_class, exact: true and timesteps above 0"
+            yield _Broken("sharing", {"targets_per_memory": text})
+        if spec.max_img_per_class and spec.max_batch_cls:
+            text = f"is given beside max_batch_cls {spec.max_batch_cls}; set one of them to null"
+            yield _Broken("choice", {"max_img_per_class": text})
+        elif spec.timesteps and not spec.max_img_per_class and not spec.max_batch_cls:
+            text = "needs max_img_per_class or max_batch_cls and has neither; set one"
+            yield _Broken("choice", {"timesteps": text})
+        elif spec.timesteps:
+            yield from self._broken_sizes("max_img_per_class" if spec.max_img_per_class else "max_batch_cls")
+
+    def _broken_sizes(self, key: str) -> Iterator[_Broken]:
+        """Where there is a memory, composed by the rule of `key` alone."""
+        spec, number, targets = self.spec, self.value(key) or 0, self.spec.targets_per_memory
+        by_images = key == "max_img_per_class"
+        if spec.exact and spec.timesteps % number:
+            text = f"is not a multiple of {key} {number}, which exact: true needs"
+            yield _Broken("multiple", {"timesteps": text})
+            return
+        most, own = spec.most_classes, spec.most_images
+        if by_images and spec.exact and targets > 1 and targets % most:
+            text = f"is not a multiple of {most}, the classes in a memory (timesteps {spec.timesteps} / {key} {number})"
+            yield _Broken("targets", {"targets_per_memory": text})
+        others = 0 if spec.own_class else 1  # classes that must be there beside those in the memory
+        if most + others > self.classes:
+            of = "classes in a memory beside that of the target" if others else "classes in a memory"
+            text = f"may need {most} {of} and {self.classes} are there"
+            yield _Broken("classes", {"timesteps" if by_images else key: text})
+        beside = max(1, targets // most)
+        if own + beside > self.smallest:
+            beside_it = f"{beside} targets of it" if beside > 1 else "a target of it"
+            text = f"puts {own} images of a class into a memory beside {beside_it}, and a class has {self.smallest}"
+            shared = f" (targets_per_memory {targets})" if beside > 1 else ""
+            keys = (key, "targets_per_memory") if by_images else ("timesteps",)
+            yield _Broken("images", dict.fromkeys(keys, text + shared))

@@ -4,7 +4,7 @@
 `R` images of one class in a memory, at most · `C` classes and `N` images in the data set · `H W` image.
 
 A *row* is an index into `ClassImages.images`.  First a small table of rows is drawn for the whole global batch; then
-the images are gathered, for the part of this process only.  Nothing here waits for the device.
+the images are gathered, for the shard of this process only.  Nothing here waits for the device.
 """
 
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from data.augment import Augment, Warp
+from data.augmentation import Augmentation
 from data.composition import EpisodeSpec
 from data.images import ClassImages
 from runtime.errors import UserError
@@ -87,14 +87,15 @@ class _Sampler:
         if self.spec.timesteps == 0:
             return target.new_empty(len(target), 0)
         sizes = self._sizes(len(target), numbers)  # [G, P]
-        classes = self._others(own, self.spec.most_classes - self.spec.own_class, numbers)
         if self.spec.own_class:
-            classes = torch.cat([own.unsqueeze(1), classes], 1)  # [G, P]
-        count = self._counts[classes]
-        count[:, 0] -= int(self.spec.own_class)  # the target is passed over
-        picked = numbers.distinct(count, sizes, self.spec.most_images)  # [G, P, R]
-        if self.spec.own_class:
-            picked[:, 0] += picked[:, 0] >= (target - self._offsets[own]).unsqueeze(1)
+            classes = torch.cat([own.unsqueeze(1), self._others(own, self.spec.most_classes - 1, numbers)], 1)
+            count = self._counts[classes]  # [G, P]
+            count[:, 0] -= 1  # all but the target
+            picked = numbers.distinct(count, sizes, self.spec.most_images)  # [G, P, R]
+            picked[:, 0] = _skipping(target - self._offsets[own], picked[:, 0])
+        else:
+            classes = self._others(own, self.spec.most_classes, numbers)
+            picked = numbers.distinct(self._counts[classes], sizes, self.spec.most_images)
         return self._first(self._offsets[classes].unsqueeze(-1) + picked, sizes)
 
     def shared(self, groups: int, numbers: _Numbers) -> tuple[Tensor, Tensor]:
@@ -126,8 +127,8 @@ class _Sampler:
     def _split(self, groups: int, numbers: _Numbers) -> Tensor:
         """A uniform number n of classes; the own one gives U{1..M - n + 1}, the others share the rest evenly at random.
 
-        A split of `rest` into n - 1 positive parts is a set of n - 2 cuts in {1..rest - 1}; cuts that are not needed
-        stand at `rest` and make parts of size 0.
+        A split of `rest` into n - 1 positive numbers is a set of n - 2 cuts in {1..rest - 1}; cuts that are not needed
+        stand at `rest` and make zeros.
         """
         whole = torch.full((groups,), self.spec.timesteps, device=self._counts.device)
         n = 1 + numbers.below(torch.full_like(whole, self.spec.most_classes))
@@ -141,8 +142,7 @@ class _Sampler:
 
     def _others(self, own: Tensor, number: int, numbers: _Numbers) -> Tensor:
         """Distinct classes other than `own` [G], in random order: [G, number]."""
-        others = self._classes(len(own), len(self._counts) - 1, number, numbers)
-        return others + (others >= own.unsqueeze(1))
+        return _skipping(own, self._classes(len(own), len(self._counts) - 1, number, numbers))
 
     def _classes(self, groups: int, classes: int, size: int, numbers: _Numbers) -> Tensor:
         """`size` distinct numbers of {0..classes - 1} in random order: [G, size]."""
@@ -156,6 +156,11 @@ class _Sampler:
         which = torch.searchsorted(ends, places, right=True)  # [G, M], passes over classes that give nothing
         rank = places - (ends - sizes).gather(1, which)
         return rows.flatten(1).gather(1, which * self.spec.most_images + rank)
+
+
+def _skipping(one: Tensor, numbers: Tensor) -> Tensor:
+    """`numbers` [G, n] of {0..k - 1} as numbers of {0..k} without `one` [G]."""
+    return torch.where(numbers < one.unsqueeze(1), numbers, numbers + 1)
 
 
 def _gathered(images: Tensor, class_of: Tensor, x_index: Tensor, memory_index: Tensor) -> Episodes:
@@ -175,19 +180,11 @@ def _rows(images: Tensor, index: Tensor) -> Tensor:
     return images.index_select(0, index.flatten()).view(*index.shape, *images.shape[1:]).float()
 
 
-@dataclass(frozen=True)
-class Augmented:
-    """How the maps of classes are drawn, and the drawings that are seen through them."""
-
-    spec: Augment
-    warp: Warp
-
-
 class EpisodeLoader:
     """Endless, addressed episodes for training and validation, drawn on the device of the images.
 
-    `batch_size` counts the targets of the global batch.  A step is a function of (seed, split, step): nothing needs to
-    be stored to resume.  A process that holds one of several `part`s gets its slice along G of the same numbers.
+    `batch_size` counts the targets of the global batch.  A step is a function of (seed, subset, step): nothing needs to
+    be stored to resume.  One of several processes gets its shard along G of the same numbers.
     """
 
     def __init__(
@@ -196,43 +193,44 @@ class EpisodeLoader:
         spec: EpisodeSpec,
         batch_size: int,
         seed: int,
-        split: str,
-        part: Shard = Shard(),
-        augmented: Augmented | None = None,
+        subset: str,
+        shard: Shard = Shard(),
+        augmentation: Augmentation | None = None,
     ) -> None:
         """Raises a UserError where the spec does not fit the classes or the batch does not divide."""
         spec.check(images.num_classes, int(images.counts.min()))
-        unit = spec.targets_per_memory * part.world
+        unit = spec.targets_per_memory * shard.world
         if batch_size < 1 or batch_size % unit:
-            working = [str(size) for size in (batch_size // unit * unit, batch_size // unit * unit + unit) if size > 0]
+            lower = batch_size // unit * unit
+            use = f"{lower} or {lower + unit}" if lower else f"{unit}"
             raise UserError(
                 f"batch_size: {batch_size} is not a positive multiple of {unit} (targets_per_memory "
-                f"{spec.targets_per_memory}, processes {part.world}); use {' or '.join(working) or unit}"
+                f"{spec.targets_per_memory}, processes {shard.world}); use {use}"
             )
-        self._images, self._seed, self._split, self._part = images.images, seed, split, part
-        self._augmented = augmented
+        self._images, self._seed, self.subset, self._shard = images.images, seed, subset, shard
+        self._augmentation = augmentation
         self.batch_size = batch_size
         self._groups = batch_size // spec.targets_per_memory
         self._sampler = _Sampler(spec, images, images.images.device)
 
     def at(self, step: int) -> Episodes:
         """The episodes of a step: this process's slice along G of the global batch."""
-        numbers = _Numbers(generator(self._images.device, "episodes", self._seed, self._split, step))
-        x, memory = (self._part.of(rows, 0) for rows in self._drawn(numbers))
+        numbers = _Numbers(generator(self._images.device, "episodes", self._seed, self.subset, step))
+        x, memory = (self._shard.of(rows, 0) for rows in self._drawn(numbers))
         episodes = _gathered(self._images, self._sampler.class_of, x, memory)
-        return episodes if self._augmented is None else self._mapped(episodes, self._augmented, step)
+        return episodes if self._augmentation is None else self._augmented(episodes, self._augmentation, step)
 
-    def _mapped(self, episodes: Episodes, augmented: Augmented, step: int) -> Episodes:
+    def _augmented(self, episodes: Episodes, augmentation: Augmentation, step: int) -> Episodes:
         """The episodes with every class drawn through a map of its own in every memory."""
-        source = generator(self._images.device, "augment", self._seed, self._split, step)
+        source = generator(self._images.device, "augment", self._seed, self.subset, step)
         classes = self._sampler.classes
-        maps = augmented.spec.maps(self._groups * classes, source).view(self._groups, classes, 2, 2)
-        local = self._part.of(maps, 0)  # [G, C, 2, 2]
+        maps = augmentation.maps.draw(self._groups * classes, source).view(self._groups, classes, 2, 2)
+        local = self._shard.of(maps, 0)  # [G, C, 2, 2]
         group = torch.arange(len(local), device=local.device).unsqueeze(1)
         return replace(
             episodes,
-            x=augmented.warp(episodes.x_index, local[group, episodes.x_class]),
-            memory=augmented.warp(episodes.memory_index, local[group, episodes.memory_class]),
+            x=augmentation.warp(episodes.x_index, local[group, episodes.x_class]),
+            memory=augmentation.warp(episodes.memory_index, local[group, episodes.memory_class]),
         )
 
     def _drawn(self, numbers: _Numbers) -> tuple[Tensor, Tensor]:

@@ -8,19 +8,18 @@ files are passed over; anything else that is not an image of a class is an error
 
 import logging
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from data._readers import naming
-from data.images import ClassImages
+from data.images import ClassImages, Subset
 from runtime.errors import DataError, printable
 
 log = logging.getLogger(__name__)
 
-Subset = Literal["train", "test"]
 
 SIDE = 105  # pixels
 _LEAST_SIDE = 16  # pixels; of the longer side

@@ -6,16 +6,15 @@ Everything is a function of the seed.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from data.images import ClassImages
+from data.images import ClassImages, Subset
 from runtime.randomness import seed_of
 
-Subset = Literal["train", "test"]
 Stroke = np.ndarray  # control points [P, 2], x to the right and y down, in units of the image's side
 
 SIDE = 105  # pixels

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from runtime.randomness import seed_of
 
+Subset = Literal["train", "test"]
 Resampling = Literal["nearest-exact", "nearest", "maxpool"]
 
 

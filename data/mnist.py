@@ -6,19 +6,18 @@ The files are those that torchvision keeps in `<root>/MNIST/raw`; they are downl
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from data import _torchvision
 from data._readers import naming
-from data.images import ClassImages
+from data.images import ClassImages, Subset
 from runtime.errors import DataError, reason
 
 log = logging.getLogger(__name__)
 
-Subset = Literal["train", "test"]
 
 SIDE = 28  # pixels
 DIGITS = 10

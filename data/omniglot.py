@@ -1,9 +1,9 @@
 """Omniglot (Lake, Salakhutdinov & Tenenbaum, 2015): 1,623 characters of 50 alphabets, each drawn by 20 people.
 
-Two parts, `images_background` (characters 1 to 964) and `images_evaluation` (965 to 1623).  Each is looked for as
+Two archives, `images_background` (characters 1 to 964) and `images_evaluation` (965 to 1623).  Each is looked for as
 
-1. `<root>/<part>.npz`: `images` bool [C, 20, 105, 105] with True = paper, `labels` int64 [C, 20] = the class index;
-2. the official `<part>.zip` or the folder `<part>/` extracted from it, under `<root>` or `<root>/omniglot-py`;
+1. `<root>/<archive>.npz`: `images` bool [C, 20, 105, 105] with True = paper, `labels` int64 [C, 20] = the class index;
+2. the official `<archive>.zip` or the folder `<archive>/` extracted from it, under `<root>` or `<root>/omniglot-py`;
 3. a download of the official zip.
 
 After PNG files were read the npz is written, so that the next start takes a second or two.  Files are checked,
@@ -24,12 +24,11 @@ from torch import Tensor
 
 from data import _torchvision
 from data._readers import decode, naming, read_folder, read_npz, read_zip, write_npz
-from data.images import ClassImages
+from data.images import ClassImages, Subset
 from runtime.errors import DataError, printable, reason
 
 log = logging.getLogger(__name__)
 
-Subset = Literal["train", "test"]
 Split = Literal["official", "45-5"]
 
 SIDE = 105  # pixels
@@ -38,14 +37,14 @@ FOLDER = "omniglot-py"  # where torchvision keeps its copy
 
 
 @dataclass(frozen=True)
-class Part:
+class Archive:
     """`classes` characters from id `first` on, published as one file."""
 
     first: int
     classes: int
 
 
-PARTS = {"images_background": Part(1, 964), "images_evaluation": Part(965, 659)}
+ARCHIVES = {"images_background": Archive(1, 964), "images_evaluation": Archive(965, 659)}
 
 # every alphabet with the id of its first character
 ALPHABETS = {
@@ -81,11 +80,11 @@ def load(root: str | Path, subset: Subset, split: Split) -> ClassImages:
         raise ValueError(f"no subset {subset!r} of split {split!r}; {get_args(Subset)} of {get_args(Split)}")
     root = Path(root).expanduser()
     pieces = []
-    for name, part in PARTS.items():
-        wanted = [i for i in range(part.classes) if _belongs(part.first + i, subset, split)]
+    for name, archive in ARCHIVES.items():
+        wanted = [i for i in range(archive.classes) if _belongs(archive.first + i, subset, split)]
         if wanted:
-            piece = _load_part(root, name)
-            pieces.append(piece if len(wanted) == part.classes else piece.select(wanted))
+            piece = _load_archive(root, name)
+            pieces.append(piece if len(wanted) == archive.classes else piece.select(wanted))
     if len(pieces) == 1:  # spares a copy of 200 MB
         return pieces[0]
     return ClassImages(
@@ -102,26 +101,26 @@ def alphabet_of(character: int) -> str:
 
 def _belongs(character: int, subset: Subset, split: Split) -> bool:
     if split == "official":
-        is_test = character >= PARTS["images_evaluation"].first
+        is_test = character >= ARCHIVES["images_evaluation"].first
     else:
         is_test = alphabet_of(character) in TEST_ALPHABETS
     return is_test == (subset == "test")
 
 
-def _load_part(root: Path, name: str) -> ClassImages:
-    part, packed = PARTS[name], root / f"{name}.npz"
+def _load_archive(root: Path, name: str) -> ClassImages:
+    archive, packed = ARCHIVES[name], root / f"{name}.npz"
     if packed.exists():
-        images = read_npz(packed, (part.classes, DRAWERS, SIDE, SIDE))
+        images = read_npz(packed, (archive.classes, DRAWERS, SIDE, SIDE))
     else:
         source = _find(root, name) or _download(root, name)
         log.info("reading %s; this is done once", source)
         drawings = read_folder(source) if source.is_dir() else read_zip(source, _md5(name), _PNG)
-        images = assemble(source, drawings, part)
+        images = assemble(source, drawings, archive)
         write_npz(packed, images)
-    characters = range(part.first, part.first + part.classes)
+    characters = range(archive.first, archive.first + archive.classes)
     return ClassImages(
         images.flatten(0, 1),
-        torch.full((part.classes,), DRAWERS),
+        torch.full((archive.classes,), DRAWERS),
         tuple(f"{alphabet_of(character)}/{character:04d}" for character in characters),
     )
 
@@ -135,40 +134,40 @@ def _find(root: Path, name: str) -> Path | None:
     return None
 
 
-def assemble(source: Path, drawings: Iterable[tuple[str, bytes]], part: Part) -> Tensor:
+def assemble(source: Path, drawings: Iterable[tuple[str, bytes]], archive: Archive) -> Tensor:
     """uint8 [C, 20, 105, 105], ink = 1, from (name, PNG) pairs in any order, each drawing exactly once.
 
     Raises DataError that names `source` and the drawing when one is corrupt, unexpected, doubled or missing.
     """
-    images = np.zeros((part.classes, DRAWERS, SIDE, SIDE), np.uint8)
-    seen = np.zeros((part.classes, DRAWERS), bool)
+    images = np.zeros((archive.classes, DRAWERS, SIDE, SIDE), np.uint8)
+    seen = np.zeros((archive.classes, DRAWERS), bool)
     for name, png in drawings:
         match = _PNG.search(name)
         if match is None:
             continue
-        character, drawer = int(match[1]) - part.first, int(match[2]) - 1
-        if not (0 <= character < part.classes and 0 <= drawer < DRAWERS):
-            raise DataError(f"{source}: {printable(name)} does not belong there; {_expectation(part)}")
+        character, drawer = int(match[1]) - archive.first, int(match[2]) - 1
+        if not (0 <= character < archive.classes and 0 <= drawer < DRAWERS):
+            raise DataError(f"{source}: {printable(name)} does not belong there; {_expectation(archive)}")
         if seen[character, drawer]:
             raise DataError(f"{source}: drawing {match[0].lstrip('/')} is there twice")
         with naming(f"{source}: {printable(name)}"):
             images[character, drawer] = decode(png, SIDE)
         seen[character, drawer] = True
-    _check_complete(source, seen, part)
+    _check_complete(source, seen, archive)
     return torch.from_numpy(images)
 
 
-def _check_complete(source: Path, seen: np.ndarray, part: Part) -> None:
+def _check_complete(source: Path, seen: np.ndarray, archive: Archive) -> None:
     found = seen.sum(1)
     short = np.flatnonzero(found < DRAWERS)
     if len(short):
-        some = ", ".join(f"{part.first + c:04d} has {found[c]}" for c in short[:3])
-        raise DataError(f"{source}: {len(short)} characters are incomplete ({some}); {_expectation(part)}")
+        some = ", ".join(f"{archive.first + c:04d} has {found[c]}" for c in short[:3])
+        raise DataError(f"{source}: {len(short)} characters are incomplete ({some}); {_expectation(archive)}")
 
 
-def _expectation(part: Part) -> str:
-    last = part.first + part.classes - 1
-    return f"expected are the characters {part.first:04d} to {last:04d} with {DRAWERS} drawings each"
+def _expectation(archive: Archive) -> str:
+    last = archive.first + archive.classes - 1
+    return f"expected are the characters {archive.first:04d} to {last:04d} with {DRAWERS} drawings each"
 
 
 def _download(root: Path, name: str) -> Path:
@@ -197,7 +196,7 @@ def _md5(name: str) -> str:
 
 def _help(root: Path, name: str, error: Exception) -> str:
     places = [f"{name}.npz"] + [f"{folder}{name}{kind}" for folder in ("", f"{FOLDER}/") for kind in (".zip", "/")]
-    files = " and ".join(f"{_url(part)} (md5 {_md5(part)})" for part in PARTS)
+    files = " and ".join(f"{_url(archive)} (md5 {_md5(archive)})" for archive in ARCHIVES)
     return (
         f"no Omniglot in {root.absolute()}: looked there for {', '.join(places)}; the download failed "
         f"({reason(error)}). Put {files} into that folder"

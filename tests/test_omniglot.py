@@ -29,11 +29,12 @@ from PIL import Image
 
 from data import _torchvision, omniglot
 from data.images import resample
-from data.omniglot import DRAWERS, PARTS, SIDE, Part
+from data.omniglot import ARCHIVES, DRAWERS, SIDE, Archive
+from data.registry import DATA_SETS, Counts
 from runtime.errors import DataError
 
 # two characters of the background; Oriya's last, Syriac_(Serto)'s first two
-SMALL = {"images_background": Part(1, 2), "images_evaluation": Part(1479, 3)}
+SMALL = {"images_background": Archive(1, 2), "images_evaluation": Archive(1479, 3)}
 BACKGROUND = "images_background"
 
 
@@ -46,7 +47,7 @@ def small_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(name, raising=False)
     urllib.request.install_opener(None)  # it would remember the proxies of the first request
     if "real" not in request.fixturenames:
-        monkeypatch.setattr(omniglot, "PARTS", SMALL)
+        monkeypatch.setattr(omniglot, "ARCHIVES", SMALL)
 
 
 @pytest.fixture
@@ -394,7 +395,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(
 import logging, resource, sys
 from data import omniglot
 logging.basicConfig(format="%(levelname)s %(message)s")
-omniglot.PARTS["images_background"] = omniglot.Part(1, 2)
+omniglot.ARCHIVES["images_background"] = omniglot.Archive(1, 2)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 print(omniglot.load(sys.argv[1], "train", "official").num_classes)
 """
@@ -415,7 +416,7 @@ def test_processes_that_pack_at_the_same_time_all_succeed(tmp_path: Path, monkey
 import sys, time
 from pathlib import Path
 from data import omniglot
-omniglot.PARTS["images_background"] = omniglot.Part(1, 2)
+omniglot.ARCHIVES["images_background"] = omniglot.Archive(1, 2)
 write = omniglot.write_npz
 def together(path, images):
     Path(sys.argv[1], sys.argv[2]).touch()
@@ -442,7 +443,7 @@ def test_a_packing_that_was_killed_leaves_nothing_that_passes_for_whole(
     code = """
 import os, signal, sys
 from data import omniglot
-omniglot.PARTS["images_background"] = omniglot.Part(1, 2)
+omniglot.ARCHIVES["images_background"] = omniglot.Archive(1, 2)
 os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # all is written and nothing is safe yet
 omniglot.load(sys.argv[1], "train", "official")
 """
@@ -557,6 +558,9 @@ def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_real_parts_have_the_published_counts(real: Path) -> None:
     train, test = (omniglot.load(real, subset, "official") for subset in ("train", "test"))
     assert (train.num_classes, test.num_classes) == (964, 659)
+    for subset, images in (("train", train), ("test", test)):
+        there = Counts(images.num_classes, int(images.counts.min()), len(images.images))
+        assert DATA_SETS["omniglot"].count(subset=subset, root="", split="official") == there
     assert train.names[191] == "Braille/0192" and test.names[-1] == "ULOG/1623"
     assert 0.07 < train.images.float().mean() < 0.09
     # the one duplicate of the data set: Braille 01 by drawers 3 and 19
@@ -565,12 +569,19 @@ def test_real_parts_have_the_published_counts(real: Path) -> None:
     assert same == [(18, 2)]
 
 
+def of_45_5(subset: str) -> int:
+    """The classes that the record of the data set says there are."""
+    there = DATA_SETS["omniglot"].count(subset=subset, root="", split="45-5")
+    assert there is not None
+    return there.classes
+
+
 def test_real_45_5_split_has_the_published_counts(real: Path) -> None:
     test = omniglot.load(real, "test", "45-5")
-    assert test.num_classes == 144
+    assert test.num_classes == of_45_5("test") == 144
     assert {name.split("/")[0] for name in test.names} == omniglot.TEST_ALPHABETS
     trained = [c for c in range(1, 1624) if omniglot.alphabet_of(c) not in omniglot.TEST_ALPHABETS]
-    assert len(trained) == 1623 - 144
+    assert len(trained) == of_45_5("train") == 1623 - 144
 
 
 def test_alphabets_are_those_of_the_data(real: Path) -> None:
@@ -584,7 +595,7 @@ def test_alphabets_are_those_of_the_data(real: Path) -> None:
 def test_an_official_zip_holds_the_images_of_the_packed_file(real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = real / "official" / "images_background_small1.zip"
     declare_official(path, monkeypatch)
-    packed = omniglot.read_npz(real / f"{BACKGROUND}.npz", (PARTS[BACKGROUND].classes, DRAWERS, SIDE, SIDE))
+    packed = omniglot.read_npz(real / f"{BACKGROUND}.npz", (ARCHIVES[BACKGROUND].classes, DRAWERS, SIDE, SIDE))
     drawings = list(omniglot.read_zip(path, omniglot._md5(BACKGROUND), omniglot._PNG))
     assert len(drawings) == 2720
     for name, png in drawings:

@@ -392,7 +392,7 @@ import signal
 from data.episodes import EpisodeLoader
 at = EpisodeLoader.at
 def asked(loader, step):
-    if rank == 1 and step == 5 and loader._split == "train":
+    if rank == 1 and step == 5 and loader.subset == "train":
         fault()
         os.kill(os.getpid(), signal.SIGTERM)
     return at(loader, step)
@@ -413,7 +413,7 @@ import signal
 from data.episodes import EpisodeLoader
 at = EpisodeLoader.at
 def asked(loader, step):
-    if rank == {rank} and step == 5 and loader._split == "train":
+    if rank == {rank} and step == 5 and loader.subset == "train":
         fault()
         os.kill(os.getpid(), signal.SIGKILL)
     return at(loader, step)

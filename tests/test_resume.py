@@ -157,7 +157,7 @@ class SignalAt:
         self.left, self.original = nth + 1, EpisodeLoader.at
 
         def at(loader: EpisodeLoader, asked: int) -> Episodes:
-            if (loader._split, asked) == (split, step):
+            if (loader.subset, asked) == (split, step):
                 self.left -= 1
                 if not self.left:
                     signal.raise_signal(number)

@@ -27,7 +27,7 @@ from PIL import Image
 
 import parsers
 from data import _torchvision, omniglot
-from data.omniglot import DRAWERS, SIDE, Part
+from data.omniglot import DRAWERS, SIDE, Archive
 from runtime import checkpoints
 
 
@@ -271,7 +271,7 @@ def test_damaged_data_is_named_and_left_as_it_is(
     said: str,
 ) -> None:
     """An Omniglot of two characters, in each of the forms in which it may lie on the disk."""
-    monkeypatch.setattr(omniglot, "PARTS", {BACKGROUND: Part(1, 2), "images_evaluation": Part(965, 2)})
+    monkeypatch.setattr(omniglot, "ARCHIVES", {BACKGROUND: Archive(1, 2), "images_evaluation": Archive(965, 2)})
     root = tmp_path / "data"
     root.mkdir()
     path = form(root, change(drawings) if change else drawings)

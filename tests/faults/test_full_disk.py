@@ -21,7 +21,7 @@ def full_from_step(monkeypatch: pytest.MonkeyPatch, step: int, size: int) -> Non
     original = EpisodeLoader.at
 
     def at(loader: EpisodeLoader, asked: int) -> Episodes:
-        if (loader._split, asked) == ("train", step):
+        if (loader.subset, asked) == ("train", step):
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         return original(loader, asked)
 

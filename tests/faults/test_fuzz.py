@@ -36,7 +36,7 @@ from PIL import Image
 import config
 from config import ConfigError
 from data import mnist, omniglot
-from data.omniglot import Part
+from data.omniglot import Archive
 from evaluator import METRICS
 from reports.cells import CellStore
 from runtime import checkpoints
@@ -456,7 +456,7 @@ def entries_of(npz: bytes) -> list[Entry]:
 
 # --- the packed Omniglot ----------------------------------------------------------------------------------------------
 
-SMALL = Part(1, 2)  # of three drawings each, five pixels wide
+SMALL = Archive(1, 2)  # of three drawings each, five pixels wide
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ number, real = int(sys.argv[1]), EpisodeLoader.at
 
 def at(loader, step):
     global number
-    if loader._split == "validation":
+    if loader.subset == "validation":
         number -= 1
         if not number:
             os.kill(os.getpid(), signal.SIGKILL)

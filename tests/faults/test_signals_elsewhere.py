@@ -14,7 +14,7 @@ from helpers.logs import logged
 from helpers.program import finish, start, start_program, wait_for
 from PIL import Image
 
-from data.omniglot import DRAWERS, PARTS, alphabet_of
+from data.omniglot import ARCHIVES, DRAWERS, alphabet_of
 from runtime import checkpoints
 
 SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
@@ -74,7 +74,7 @@ def test_a_signal_while_drawings_are_read_leaves_no_packed_file(tmp_path: Path, 
     root = tmp_path / "data"
     drawing = tmp_path / "one.png"
     Image.fromarray(np.arange(105 * 105).reshape(105, 105) % 3 > 0).save(drawing)
-    part = PARTS["images_background"]
+    part = ARCHIVES["images_background"]
     for character in range(part.first, part.first + part.classes):
         folder = root / "images_background" / alphabet_of(character) / f"character{character:04d}"
         folder.mkdir(parents=True)

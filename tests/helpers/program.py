@@ -99,7 +99,7 @@ def handle_signal(stop, number, frame):
     handle(stop, number, frame)
 
 def asked(loader, step):
-    while step == {step} and loader._split == "train" and (not heard or {for_ever}):
+    while step == {step} and loader.subset == "train" and (not heard or {for_ever}):
         time.sleep(0.01)
     return at(loader, step)
 

@@ -18,7 +18,7 @@ from data.images import ClassImages, Resampling
 
 
 @dataclass(frozen=True)
-class Augment:
+class RandomMaps:
     """How maps are drawn: left alone with probability `keep`, else flips and quarter turns, then a small change.
 
     `rotation` U(-r, r) in degrees; `scale` s: two factors, log-uniform in 1 / (1 + s) .. 1 + s, along the axes;
@@ -32,17 +32,18 @@ class Augment:
     scale: float = 0.15
     shear: float = 0.15
 
-    def maps(self, number: int, source: torch.Generator) -> Tensor:
+    def draw(self, number: int, source: torch.Generator) -> Tensor:
         """Random maps [number, 2, 2] from (row, column) in the image to that in the drawing, both from the centre."""
         u = torch.rand(8, number, generator=source, device=source.device)
         angle = (2 * u[0] - 1) * math.radians(self.rotation)
         row_scale, column_scale = ((2 * u[1:3] - 1) * math.log1p(self.scale)).exp()
         shear = (2 * u[3] - 1) * self.shear
-        signs = 1 - 2 * (u[4:6] < 0.5) * float(self.flips)
-        turned = angle + math.pi / 2 * (4 * u[6]).floor() * float(self.turns)
+        row_sign, column_sign = torch.where(u[4:6] < 0.5, -1.0, 1.0) if self.flips else torch.ones_like(u[4:6])
+        if self.turns:
+            angle = angle + math.pi / 2 * (4 * u[6]).floor()
         # rotation @ flips @ [[row_scale, shear], [0, column_scale]]
-        cos, sin = turned.cos(), turned.sin()
-        left = torch.stack([cos * signs[0], -sin * signs[1], sin * signs[0], cos * signs[1]], -1).view(-1, 2, 2)
+        cos, sin = angle.cos(), angle.sin()
+        left = torch.stack([cos * row_sign, -sin * column_sign, sin * row_sign, cos * column_sign], -1).view(-1, 2, 2)
         right = torch.stack([row_scale, shear, torch.zeros_like(shear), column_scale], -1).view(-1, 2, 2)
         identity = torch.eye(2, device=u.device)
         return torch.where((u[7] < self.keep).view(-1, 1, 1), identity, left @ right)
@@ -54,23 +55,32 @@ class Warp:
     def __init__(self, drawings: ClassImages, size: int, how: Resampling) -> None:
         if how not in get_args(Resampling):
             raise ValueError(f"unknown resampling {how!r}; one of {', '.join(get_args(Resampling))}")
-        images = drawings.images
-        self._flat, self._side = images.flatten(1), images.shape[-1]
-        self._block = self._side // size if how == "maxpool" else 1  # pixels of the drawing in one of the image
-        self._centre = (self._side - 1) / 2
-        ramp = torch.arange(float(self._side), device=images.device)
-        places = (
-            ramp[: self._block * size] if how == "maxpool" else F.interpolate(ramp[None, None], size, mode=how)[0, 0]
-        )
-        grid = torch.stack(torch.meshgrid(places, places, indexing="ij"), -1) - self._centre
-        self._grid = grid.flatten(0, 1)  # [size^2 block^2, 2], from the centre of the drawing
-        self._size = size
+        self._drawings, self._size = drawings.images, size
+        self._side = side = self._drawings.shape[-1]
+        self._centre = (side - 1) / 2
+        # a pixel is the maximum over `block` x `block` places in the drawing
+        self._block = side // size if how == "maxpool" else 1
+        places = torch.arange(float(side), device=self._drawings.device)
+        if how == "maxpool":
+            places = places[: self._block * size]
+        else:
+            places = F.interpolate(places[None, None], size, mode=how)[0, 0]
+        self._places = torch.cartesian_prod(places, places) - self._centre  # [size^2 block^2, 2], from the centre
 
     def __call__(self, rows: Tensor, maps: Tensor) -> Tensor:
         """Images `rows` [...] through `maps` [..., 2, 2]: float32 [..., size, size]; outside of a drawing is paper."""
-        row, column = (self._grid @ maps.flatten(0, -3).mT + self._centre).round().long().unbind(-1)  # [n, pixels]
-        inside = (row >= 0) & (row < self._side) & (column >= 0) & (column < self._side)
-        pixel = torch.where(inside, row * self._side + column, 0)
-        found = self._flat.flatten()[pixel + rows.reshape(-1, 1) * self._flat.shape[1]] * inside
-        side, block = self._size, self._block
-        return found.view(-1, side, block, side, block).amax((2, 4)).view(*rows.shape, side, side).float()
+        mapped = self._places @ maps.flatten(0, -3).mT + self._centre  # [n, places, 2]
+        row, column = mapped.round().long().unbind(-1)  # [n, places]
+        last = self._side - 1
+        inside = (row >= 0) & (row <= last) & (column >= 0) & (column <= last)
+        ink = self._drawings[rows.reshape(-1, 1), row.clamp(0, last), column.clamp(0, last)] * inside  # [n, places]
+        blocks = ink.view(-1, self._size, self._block, self._size, self._block)
+        return blocks.amax((2, 4)).view(*rows.shape, self._size, self._size).float()
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How the maps of classes are drawn, and the drawings that are seen through them."""
+
+    maps: RandomMaps
+    warp: Warp

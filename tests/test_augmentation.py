@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from data import glyphs
-from data.augment import Augment, Warp
+from data.augmentation import Augmentation, RandomMaps, Warp
 from data.composition import EpisodeSpec
-from data.episodes import Augmented, EpisodeLoader, MixedLoader
+from data.episodes import EpisodeLoader, MixedLoader
 from data.images import ClassImages, resample
 from runtime.randomness import Shard
 
-STILL = Augment(keep=0, rotation=0, scale=0, shear=0)
+STILL = RandomMaps(keep=0, rotation=0, scale=0, shear=0)
 SPEC = EpisodeSpec(timesteps=8, exact=True, max_img_per_class=4, targets_per_memory=4)
 
 
@@ -77,7 +77,7 @@ def test_a_pixel_is_fetched_from_where_the_map_says(drawings: ClassImages) -> No
 
 def test_without_small_changes_maps_are_the_eight_symmetries_equally_often() -> None:
     n = 8000
-    maps = STILL.maps(n, source()).round(decimals=4) + 0.0  # no -0
+    maps = STILL.draw(n, source()).round(decimals=4) + 0.0  # no -0
     found, counts = maps.flatten(1).unique(dim=0, return_counts=True)
     assert len(found) == 8
     assert set(found.abs().sum(1).tolist()) == {2.0}  # two entries of 1 or -1
@@ -88,13 +88,13 @@ def test_without_small_changes_maps_are_the_eight_symmetries_equally_often() -> 
 @pytest.mark.parametrize(("switches", "number"), [(("flips",), 4), (("turns",), 4), ((), 1)])
 def test_flips_and_turns_are_switches(switches: tuple[str, ...], number: int) -> None:
     on = {name: name in switches for name in ("flips", "turns")}
-    maps = replace(STILL, **on).maps(500, source()).round(decimals=4) + 0.0
+    maps = replace(STILL, **on).draw(500, source()).round(decimals=4) + 0.0
     assert len(maps.flatten(1).unique(dim=0)) == number
 
 
 def test_small_changes_keep_their_limits() -> None:
-    limits = Augment(keep=0, flips=False, turns=False, rotation=20, scale=0.25, shear=0.1)
-    maps = limits.maps(4000, source())
+    limits = RandomMaps(keep=0, flips=False, turns=False, rotation=20, scale=0.25, shear=0.1)
+    maps = limits.draw(4000, source())
     area = torch.linalg.det(maps)
     assert 1 / 1.25**2 < area.min() < 0.7 < 1.4 < area.max() < 1.25**2
     angle = torch.atan2(maps[:, 1, 0], maps[:, 0, 0]).rad2deg()  # the first axis is only turned and stretched
@@ -107,7 +107,7 @@ def test_small_changes_keep_their_limits() -> None:
 
 def test_the_share_of_classes_left_alone_is_keep() -> None:
     n, keep = 10_000, 0.3
-    alone = (Augment(keep=keep).maps(n, source()) == torch.eye(2)).flatten(1).all(1)
+    alone = (RandomMaps(keep=keep).draw(n, source()) == torch.eye(2)).flatten(1).all(1)
     assert abs(alone.float().mean() - keep) < 4 * math.sqrt(keep * (1 - keep) / n)  # standard errors
 
 
@@ -115,11 +115,11 @@ def test_the_share_of_classes_left_alone_is_keep() -> None:
 
 
 def loader(
-    drawings: ClassImages, augment: Augment | None, part: Shard = Shard(), spec: EpisodeSpec = SPEC
+    drawings: ClassImages, augment: RandomMaps | None, shard: Shard = Shard(), spec: EpisodeSpec = SPEC
 ) -> EpisodeLoader:
     images = resample(drawings, 35, "nearest-exact")
-    augmented = Augmented(augment, Warp(drawings, 35, "nearest-exact")) if augment else None
-    return EpisodeLoader(images, spec, 16, 1, "train", part, augmented)
+    augmentation = Augmentation(augment, Warp(drawings, 35, "nearest-exact")) if augment else None
+    return EpisodeLoader(images, spec, 16, 1, "train", shard, augmentation)
 
 
 def test_a_class_in_a_memory_has_one_map_and_other_memories_and_steps_other_maps(drawings: ClassImages) -> None:
@@ -149,25 +149,25 @@ def test_a_class_in_a_memory_has_one_map_and_other_memories_and_steps_other_maps
 
 
 def test_episodes_are_the_same_but_for_their_pixels(drawings: ClassImages) -> None:
-    plain, mapped = loader(drawings, None).at(5), loader(drawings, Augment()).at(5)
+    plain, mapped = loader(drawings, None).at(5), loader(drawings, RandomMaps()).at(5)
     assert torch.equal(plain.x_index, mapped.x_index) and torch.equal(plain.memory_index, mapped.memory_index)
     assert not torch.equal(plain.x, mapped.x)
-    alone = loader(drawings, Augment(keep=1)).at(5)
+    alone = loader(drawings, RandomMaps(keep=1)).at(5)
     assert torch.equal(plain.x, alone.x) and torch.equal(plain.memory, alone.memory)
 
 
 def test_pixels_stay_binary_and_steps_have_an_address(drawings: ClassImages) -> None:
-    e = loader(drawings, Augment(keep=0)).at(2)
+    e = loader(drawings, RandomMaps(keep=0)).at(2)
     assert set(e.memory.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(loader(drawings, Augment(keep=0)).at(2).memory, e.memory)
-    assert not torch.equal(loader(drawings, Augment(keep=0)).at(1).memory, e.memory)
+    assert torch.equal(loader(drawings, RandomMaps(keep=0)).at(2).memory, e.memory)
+    assert not torch.equal(loader(drawings, RandomMaps(keep=0)).at(1).memory, e.memory)
 
 
 def test_processes_share_the_maps_out(drawings: ClassImages) -> None:
-    whole = loader(drawings, Augment()).at(4)
-    parts = [loader(drawings, Augment(), Shard(rank, 2)).at(4) for rank in range(2)]
-    assert torch.equal(torch.cat([part.x for part in parts]), whole.x)
-    assert torch.equal(torch.cat([part.memory for part in parts]), whole.memory)
+    whole = loader(drawings, RandomMaps()).at(4)
+    shards = [loader(drawings, RandomMaps(), Shard(rank, 2)).at(4) for rank in range(2)]
+    assert torch.equal(torch.cat([shard.x for shard in shards]), whole.x)
+    assert torch.equal(torch.cat([shard.memory for shard in shards]), whole.memory)
 
 
 def test_a_mixture_draws_compositions_by_their_weights(drawings: ClassImages) -> None:
