@@ -23,8 +23,9 @@ from data.episodes import EpisodeLoader, GridEpisodes, MixedLoader, spread_targe
 from data.images import ClassImages, hold_out, resample
 from data.registry import DATA_SETS
 from models.base import Likelihood, MemoryModel
+from models.causal import CausalLikelihood
 from models.likelihoods import BernoulliPixels, NormalPixels
-from models.vma.likelihood import ImageLikelihood
+from models.vma.likelihood import ImageLikelihood, LatentFreeImageLikelihood
 from models.vma.model import VMA
 from models.vma.posteriors import AddressPosterior, LatentPosterior
 from models.vma.priors import AddressPrior, LatentPrior
@@ -35,7 +36,11 @@ _log = logging.getLogger(__name__)
 
 # Called with the keys of the section.
 AUTOENCODERS: dict[str, Callable[..., Architecture]] = {"published": Published, "residual": Residual}
-LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {"bernoulli": BernoulliPixels, "normal": NormalPixels}
+LIKELIHOODS: dict[str, Callable[[ModelConfig], Likelihood]] = {
+    "bernoulli": lambda model: BernoulliPixels(),
+    "normal": lambda model: NormalPixels(),
+    "causal": lambda model: CausalLikelihood(**model.causal.model_dump()),
+}
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -163,14 +168,17 @@ def build_model(config: Config, device: torch.device) -> MemoryModel:
 
 def _vma(model: ModelConfig, spec: TrainSpec, side: int) -> VMA:
     networks = AUTOENCODERS[model.autoencoder.kind](**model.autoencoder.model_dump(exclude={"kind"}))
-    likelihood = LIKELIHOODS[model.likelihood]()
-    latent, features, hidden = model.latent_dim, 2 * model.latent_dim, model.head_hidden
+    likelihood = LIKELIHOODS[model.likelihood](model)
+    latent, hidden = model.latent_dim, model.head_hidden
+    code = latent or model.matching_dim  # of the memory image
+    features = 2 * code
+    image_likelihood = ImageLikelihood if latent else LatentFreeImageLikelihood
     return VMA(
         address_encoder=networks.address_encoder(side, model.matching_dim),
         encoder=networks.encoder(side, features),
         p_a=AddressPrior(model.num_dummies, learned=model.address_prior == "learned"),
         p_z=LatentPrior(features, latent, hidden),
-        p_x=ImageLikelihood(networks.decoder(side, 2 * latent, likelihood.channels), likelihood, features, latent),
+        p_x=image_likelihood(networks.decoder(side, latent + code, likelihood.channels), likelihood, features, code),
         q_a=AddressPosterior(scaled=model.address_scale == "sqrt"),
         q_z=LatentPosterior(features, latent, hidden),
         side=side,

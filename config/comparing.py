@@ -30,6 +30,7 @@ NETWORK_KEYS = (
     "model.kind",
     "model.autoencoder",
     "model.likelihood",
+    "model.causal",
     "model.latent_dim",
     "model.matching_dim",
     "model.num_dummies",

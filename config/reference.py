@@ -33,7 +33,8 @@ def _rows(section: type[BaseModel] | None, prefix: str = "") -> Iterator[tuple[s
     for name, field in section.model_fields.items() if section else ():
         below, key = _section(field), prefix + name
         if isinstance(field.default, BaseModel):
-            default = f"`kind: {field.default.kind}`"  # type: ignore[attr-defined]
+            kind = getattr(field.default, "kind", None)
+            default = f"`kind: {kind}`" if kind else "as below"
         else:
             default = "needed" if field.is_required() else f"`{one_line(field.default)}`"
         others = [f", `{one_line(value)}`" for value in _values(field.annotation) if value != field.default]

@@ -134,7 +134,7 @@ Gpus: TypeAlias = Annotated[tuple[int, ...] | Literal["auto"], PlainValidator(_g
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 ThreeWidths: TypeAlias = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_pair)]
 Side: TypeAlias = Annotated[int, BeforeValidator(_side), Field(ge=20, le=64)]
-Likelihood: TypeAlias = Literal["bernoulli", "normal"]
+Likelihood: TypeAlias = Literal["bernoulli", "normal", "causal"]
 Argument: TypeAlias = Annotated[Any, PlainValidator(_argument)]
 PositiveList: TypeAlias = Annotated[tuple[Positive, ...], BeforeValidator(_expand), Field(min_length=1)]
 NaturalList: TypeAlias = Annotated[tuple[Natural, ...], BeforeValidator(_expand), Field(min_length=1)]
@@ -234,6 +234,15 @@ def _autoencoder(value: object, info: ValidationInfo) -> object:
     return AUTOENCODERS[kind].model_validate(value, context=info.context)
 
 
+class CausalConfig(Section):
+    """The networks of `likelihood: causal`."""
+
+    trunk_channels: Positive = key(48, "of the masked convolutions that see the target alone")
+    trunk_blocks: Natural = key(3, "and how many blocks of them")
+    fusion_channels: Positive = key(32, "of those that also see what the decoder makes of the memory image")
+    fusion_blocks: Natural = key(2, "and how many blocks of them")
+
+
 class ModelConfig(Section):
     """The networks."""
 
@@ -241,8 +250,9 @@ class ModelConfig(Section):
     autoencoder: Annotated[SerializeAsAny[Autoencoder], BeforeValidator(_autoencoder)] = key(
         PublishedAutoencoder(), "the convolutional encoder and decoder: a name, or a section with `kind`"
     )
-    likelihood: Likelihood = key("bernoulli", "p(x | z, m_a); `normal` has unit variance")
-    latent_dim: Positive = key(64, "size of z")
+    likelihood: Likelihood = key("bernoulli", "p(x | z, m_a); `normal` of unit variance, `causal` pixel after pixel")
+    causal: CausalConfig = key(CausalConfig(), "read with likelihood: causal only")
+    latent_dim: Natural = key(64, "size of z; 0: no z")
     matching_dim: Positive = key(200, "size of the embeddings whose dot products address the memory")
     importance_num: Positive = key(4, "K, samples of (a, z) a target in training; vimco needs 2 or more")
     num_dummies: Natural = key(2, "learned images appended to every memory")

@@ -102,6 +102,14 @@ class MemoryModel(nn.Module, ABC):
     def importance_samples(self, x: Tensor, m: Any, targets: Any, noise: Noise, k: int) -> ImportanceSamples:
         """K samples for each target x [G, T, H, W], from the encoded memory and the encoded targets."""
 
+    def log_likelihood(self, m: Any, targets: Any) -> Tensor:
+        """log p(x|M) [G, T] in nats, exact, of encoded targets.
+
+        Raises:
+            NotImplementedError: the model only knows bounds.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: log p(x|M) is only known by its bounds")
+
     def metrics(self, m: Any, targets: Any, episodes: EpisodeBatch) -> dict[str, Tensor]:
         """Further metrics [G, T]: "kl_a" in nats and "address_accuracy" of a model with an address posterior."""
         return {}

@@ -4,15 +4,19 @@
 `H W` image.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from autoencoders.base import Decoder
-from autoencoders.features import FeaturesAt
+from autoencoders.features import Features, FeaturesAt, gather_maps
 from models.base import Likelihood, Noise
+
+PAIRS_AT_ONCE = 2048  # of more, the activations are computed again for the gradient instead of being stored
 
 
 class ImageLikelihood(nn.Module):
@@ -24,9 +28,9 @@ class ImageLikelihood(nn.Module):
         self.likelihood = likelihood
         self.memory_code = nn.Linear(features, latent)
 
-    def precompute_skips(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """All that decoding needs of the encoder's maps, computed once per memory image."""
-        return self.decoder.precompute_skips(maps)
+    def precompute(self, vector: Tensor, maps: Sequence[Tensor]) -> Features:
+        """What `log_prob` and `mean` need of encoded memory images [N, ...], computed once for each."""
+        return Features(vector, self.decoder.precompute_skips(maps))
 
     def context(self, x: Tensor) -> Tensor | None:
         """What the likelihood needs of targets x [G, T, H, W], computed once for all their samples."""
@@ -45,3 +49,35 @@ class ImageLikelihood(nn.Module):
         memory_code = self.memory_code(F.relu(m_a.vector.flatten(0, -2)))
         code = torch.cat([z.flatten(0, -2), memory_code], -1)  # [R, 2 Z], R = K G T
         return self.decoder(code, m_a.maps).to(z.dtype).unflatten(0, z.shape[:-1])
+
+
+class LatentFreeImageLikelihood(ImageLikelihood):
+    """p(x|m_a), without a z: memory images are decoded once each, and only the likelihood is paid for every pair.
+
+    A pair is a target and an image that was picked for it, however often.
+    """
+
+    def precompute(self, vector: Tensor, maps: Sequence[Tensor]) -> Features:
+        parameters = self.decoder(self.memory_code(F.relu(vector)), super().precompute(vector, maps).maps)
+        return Features(vector, (parameters.to(vector.dtype),))  # [N, C, H, W]
+
+    def decode(self, z: Tensor, m_a: FeaturesAt) -> Tensor:
+        return m_a.maps[0].unflatten(0, m_a.rows.shape)
+
+    def log_prob(self, x: Tensor, context: Tensor | None, z: Tensor, m_a: FeaturesAt) -> Tensor:
+        images, targets = len(m_a.table.vector), math.prod(x.shape[:2])
+        which = torch.arange(targets, device=x.device).view(x.shape[:2])
+        pairs, back = (which * images + m_a.rows).unique(return_inverse=True)  # [P], [K, G, T]
+        (parameters,), x = m_a.table.maps, x.flatten(0, 1)
+        context = context if context is None else context.flatten(0, 1)
+
+        def log_prob(pairs: Tensor) -> Tensor:
+            target, row = pairs // images, pairs % images
+            paired = gather_maps(parameters, row)[None, None]  # [1, 1, P, C, H, W]
+            of_target = context if context is None else context.index_select(0, target)[None]
+            return self.likelihood.log_prob(paired, x.index_select(0, target)[None], of_target).flatten()
+
+        chunks = pairs.split(PAIRS_AT_ONCE)
+        if len(chunks) == 1:
+            return log_prob(pairs)[back]
+        return torch.cat([checkpoint(log_prob, chunk, use_reentrant=False) for chunk in chunks])[back]

@@ -140,7 +140,7 @@ class VMA(MemoryModel):
         super().__init__()
         self.address_encoder, self.encoder = address_encoder, encoder
         self.p_a, self.p_z, self.p_x = p_a, p_z, p_x
-        self.q_a, self.q_z = q_a, q_z
+        self.q_a, self.q_z, self.latent = q_a, q_z, q_z.head.latent
         # Small noise: dummies that start equal have equal gradients and never separate.
         self.dummies = nn.Parameter(0.1 * torch.rand(num_dummies, side, side))
         self.importance_num, self.objective = importance_num, objective
@@ -164,16 +164,18 @@ class VMA(MemoryModel):
 
     def encode_targets(self, x: Tensor, m: EncodedMemory) -> EncodedTargets:
         """Encode the targets x [G, T, H, W] and address the memory with them."""
-        embedding, features = (
-            encoder(x.flatten(0, 1))[0].to(x.dtype).unflatten(0, x.shape[:2])
-            for encoder in (self.address_encoder, self.encoder)
-        )
-        return EncodedTargets(x, self.q_a(embedding, m.embeddings), features, self.p_x.context(x))
+
+        def encoded(encoder: Encoder) -> Tensor:
+            return encoder(x.flatten(0, 1))[0].to(x.dtype).unflatten(0, x.shape[:2])
+
+        q_a = self.q_a(encoded(self.address_encoder), m.embeddings)
+        features = encoded(self.encoder) if self.latent else x.new_empty(*x.shape[:2], 0)
+        return EncodedTargets(x, q_a, features, self.p_x.context(x))
 
     def _features(self, images: Tensor) -> Features:
         """Features of images [N, H, W], maps prepared for the decoder."""
         vector, maps = self.encoder(images)
-        return Features(vector.to(images.dtype), self.p_x.precompute_skips(maps))
+        return self.p_x.precompute(vector.to(images.dtype), maps)
 
     def features_at(self, a: Tensor, m: EncodedMemory) -> FeaturesAt:
         """m_a: the features of the picked slots a [K, G, T].
@@ -245,6 +247,14 @@ class VMA(MemoryModel):
         chunks = zip(z.split(size), m_a.rows.split(size), strict=True)
         return torch.cat([checkpoint(log_prob, *chunk, use_reentrant=False) for chunk in chunks])
 
+    def log_likelihood(self, m: EncodedMemory, targets: EncodedTargets) -> Tensor:
+        """log p(x|M) = log sum_a p(a|M) p(x|m_a), [G, T], nats.  Raises NotImplementedError where there is a z."""
+        if self.latent:
+            return super().log_likelihood(m, targets)
+        a = self.every_address(m, targets, 1)
+        z = targets.x.new_empty(*a.a.shape, 0)
+        return (self._log_p_x(targets, z, a.m_a) + a.log_p_a).double().logsumexp(0)
+
     # --- training -----------------------------------------------------------------------------------------------------
 
     def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
@@ -265,7 +275,7 @@ class VMA(MemoryModel):
 
     def _marginal(self, m: EncodedMemory, targets: EncodedTargets, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """All addresses are summed over, and q(a|M,x) learns from the posterior that the sum reveals."""
-        k = self.importance_num
+        k = self.importance_num if self.latent else 1
         s, log_w = self._samples_for_backward(self.every_address(m, targets, k), targets, noise)  # [K S, G, T]
         bound = objectives.marginal(log_w.unflatten(0, (k, -1)), targets.q_a.logits.permute(2, 0, 1))
         q_a = targets.q_a.log_prob(s.a).exp() / k  # [K S, G, T], the same for each k

@@ -38,4 +38,4 @@ class LatentPosterior(nn.Module):
 
     def forward(self, x: Tensor, m_a: Tensor) -> Independent:
         """Features of x [G, T, D] and of m_a [K, G, T, D] -> Normal, batch [K, G, T], event [Z]."""
-        return self.head(torch.cat([x.expand_as(m_a), m_a], -1))
+        return self.head(torch.cat([x.expand(*m_a.shape[:-1], -1), m_a], -1))

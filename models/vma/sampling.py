@@ -17,6 +17,8 @@ def sample_categorical(q: Categorical, uniform: Tensor) -> Tensor:
 
 def sample_normal(q: Independent, noise: Noise) -> Tensor:
     """A sample z of a diagonal Normal, through which the gradient of its parameters goes."""
+    if not q.mean.numel():  # a model without z
+        return q.mean
     return q.mean + q.stddev * noise.normal("z", *q.batch_shape, *q.event_shape)
 
 
