@@ -3,51 +3,11 @@
 from config.comparing import HELD_OUT_KEYS, MAY_CHANGE_ON_RESUME, MODEL_KEYS, NETWORK_KEYS, differences
 from config.config import Config
 from config.reading import ConfigError, load, parse
-from config.schema import (
-    AUTOENCODERS,
-    OPTIMIZERS,
-    AugmentConfig,
-    Autoencoder,
-    CausalConfig,
-    DataConfig,
-    MixtureConfig,
-    ModelConfig,
-    PublishedAutoencoder,
-    ResidualAutoencoder,
-    SchedulerSpec,
-    TestDataConfig,
-    TestParams,
-    TestSpec,
-    TrainDataConfig,
-    TrainSpec,
-)
+from config.schema import DataConfig, MixtureConfig, ModelConfig, SchedulerSpec, TrainDataConfig, TrainSpec
 from config.writing import dump
 
 __all__ = [
-    "AUTOENCODERS",
-    "HELD_OUT_KEYS",
-    "MAY_CHANGE_ON_RESUME",
-    "MODEL_KEYS",
-    "NETWORK_KEYS",
-    "OPTIMIZERS",
-    "AugmentConfig",
-    "Autoencoder",
-    "CausalConfig",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "MixtureConfig",
-    "ModelConfig",
-    "PublishedAutoencoder",
-    "ResidualAutoencoder",
-    "SchedulerSpec",
-    "TestDataConfig",
-    "TestParams",
-    "TestSpec",
-    "TrainDataConfig",
-    "TrainSpec",
-    "differences",
-    "dump",
-    "load",
+    "HELD_OUT_KEYS", "MAY_CHANGE_ON_RESUME", "MODEL_KEYS", "NETWORK_KEYS", "Config", "ConfigError", "DataConfig",
+    "MixtureConfig", "ModelConfig", "SchedulerSpec", "TrainDataConfig", "TrainSpec", "differences", "dump", "load",
     "parse",
-]
+]  # fmt: skip

@@ -10,51 +10,26 @@ from config.writing import one_line
 
 # What a resumed run may change without becoming another run.
 MAY_CHANGE_ON_RESUME = (
-    "train_spec.steps",
-    "train_spec.checkpoint_path",
-    "train_spec.log_file",
-    "train_spec.gpus",
-    "train_spec.val_every",
-    "train_spec.log_every",
-    "train_spec.save_every",
-    "train_spec.gradient_samples",
-    "train_data.root",
-    "train_data.iter",
-    "val_data.root",
-    "test_data",
-    "test_spec",
-)
+    "train_spec.steps", "train_spec.checkpoint_path", "train_spec.log_file", "train_spec.gpus", "train_spec.val_every",
+    "train_spec.log_every", "train_spec.save_every", "train_spec.gradient_samples", "train_data.root",
+    "train_data.iter", "val_data.root", "test_data", "test_spec",
+)  # fmt: skip
 
 # What must agree between a checkpoint and the config that goes on from its weights.
 NETWORK_KEYS = (
-    "model.kind",
-    "model.autoencoder",
-    "model.likelihood",
-    "model.causal",
-    "model.latent_dim",
-    "model.matching_dim",
-    "model.num_dummies",
-    "model.address_prior",
-    "model.address_scale",
-    "model.head_hidden",
+    "model.kind", "model.autoencoder", "model.likelihood", "model.latent_dim", "model.matching_dim",
+    "model.num_dummies", "model.address_prior", "model.address_scale", "model.head_hidden", "model.causal",
     "test_data.resize",
-)
+)  # fmt: skip
 
-# What must agree between a checkpoint and the config it is tested with.
-MODEL_KEYS = (
-    *NETWORK_KEYS,
-    "test_data.resample",
-    "test_data.split",  # classes of one split's test are among those of the other's training
-)
+# What must agree between a checkpoint and the config it is tested with; classes of one split's test are among those of
+# the other's training.
+MODEL_KEYS = (*NETWORK_KEYS, "test_data.resample", "test_data.split")
 
 # What chooses the classes that are trained on and held out.
 HELD_OUT_KEYS = (
-    "train_data.kind",
-    "train_data.split",
-    "train_data.classes",
-    "train_data.held_out_classes",
-    "train_spec.seed",
-)
+    "train_data.kind", "train_data.split", "train_data.classes", "train_data.held_out_classes", "train_spec.seed",
+)  # fmt: skip
 
 
 def differences(a: Config, b: Config, ignore: Collection[str] = (), only: Collection[str] | None = None) -> list[str]:

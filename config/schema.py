@@ -77,10 +77,6 @@ def _gpus(value: object) -> object:
     return numbers
 
 
-def _pair(value: object) -> object:
-    return tuple(_whole(item) for item in value) if isinstance(value, list | tuple) else value
-
-
 def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else () if value is None else value
 
@@ -131,8 +127,8 @@ Natural: TypeAlias = Annotated[Whole, Field(ge=0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Text: TypeAlias = Annotated[str, PlainValidator(_text)]
 Gpus: TypeAlias = Annotated[tuple[int, ...] | Literal["auto"], PlainValidator(_gpus)]
-Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
-ThreeWidths: TypeAlias = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_pair)]
+Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_tuple)]
+ThreeWidths: TypeAlias = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_tuple)]
 Side: TypeAlias = Annotated[int, BeforeValidator(_side), Field(ge=20, le=64)]
 Likelihood: TypeAlias = Literal["bernoulli", "normal", "causal"]
 Argument: TypeAlias = Annotated[Any, PlainValidator(_argument)]

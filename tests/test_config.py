@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 import config
-from config import Config, ConfigError, strict_yaml
+from config import Config, ConfigError, schema, strict_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -125,7 +125,7 @@ def test_shipped_configs_load_without_a_warning(path: Path, caplog: pytest.LogCa
 
 def test_the_published_config_shows_every_key() -> None:
     written: Any = strict_yaml.parse(VMA)
-    assert written["model"]["autoencoder"].keys() == config.PublishedAutoencoder.model_fields.keys()
+    assert written["model"]["autoencoder"].keys() == schema.PublishedAutoencoder.model_fields.keys()
     written["model"]["autoencoder"] = None
     for key in leaves(Config):
         section, _, name = key.partition(".")
@@ -195,7 +195,7 @@ SHIPPED_WITH_THE_PUBLISHED_CODE = {
 def test_the_published_configuration_runs_as_it_is() -> None:
     text = yaml.safe_dump(SHIPPED_WITH_THE_PUBLISHED_CODE).replace("'", "")
     c = config.parse(text, "vma.yaml")
-    assert (c.model.kind, c.model.autoencoder) == ("vma", config.PublishedAutoencoder())
+    assert (c.model.kind, c.model.autoencoder) == ("vma", schema.PublishedAutoencoder())
     assert (c.train_spec.steps, c.train_spec.lr, c.train_spec.gpus) == (100_000, 1e-4, (0, 1))
     assert c.train_spec.scheduler is not None
     assert dict(c.train_spec.scheduler.arguments) == {"step_size": 100_000, "gamma": 0.1}
@@ -219,7 +219,7 @@ def test_names_and_places_of_other_versions_mean_the_same(spelling: list[str]) -
 
 def test_flat_sizes_of_a_file_are_those_of_its_autoencoder() -> None:
     flat = VMA.replace("  latent_dim", "  channels: [3, 4]\n  latent_dim")
-    assert config.parse(flat, "flat").model.autoencoder == config.PublishedAutoencoder(channels=(3, 4))
+    assert config.parse(flat, "flat").model.autoencoder == schema.PublishedAutoencoder(channels=(3, 4))
     assert vma("model.channels=[3, 4]") == config.parse(flat, "flat")
 
 
@@ -233,7 +233,7 @@ def test_another_autoencoder_is_refused_with_those_that_there_are() -> None:
 def test_defaults_keep_the_published_behaviour() -> None:
     c = config.parse(PUBLISHED, "old.yaml")
     assert (c.model.num_dummies, c.model.address_prior) == (2, "uniform")
-    assert c.model.autoencoder == config.PublishedAutoencoder(channels=(48, 64), hidden=(100, 256))
+    assert c.model.autoencoder == schema.PublishedAutoencoder(channels=(48, 64), hidden=(100, 256))
     assert (c.train_data.targets_per_memory, c.train_data.held_out_classes, c.train_data.augment) == (1, 48, None)
     assert (c.train_data.split, c.train_data.resample) == ("official", "nearest-exact")
     spec = c.train_spec
@@ -864,7 +864,7 @@ def configs(draw: st.DrawFn) -> Config:
             latent_dim=draw(positives),
             importance_num=draw(st.integers(2, 10**9)),
             num_dummies=draw(positives),
-            autoencoder=config.PublishedAutoencoder(channels=draw(st.tuples(positives, positives))),
+            autoencoder=schema.PublishedAutoencoder(channels=draw(st.tuples(positives, positives))),
         ),
         train_data=config.TrainDataConfig(
             **shared,
@@ -873,13 +873,13 @@ def configs(draw: st.DrawFn) -> Config:
             held_out_classes=0 if kind == "mnist" else draw(st.sampled_from([0, 5, 48])),
         ),
         val_data=config.DataConfig(**shared, batch_size=draw(positives)),
-        test_data=config.TestDataConfig(**shared, batch_size=draw(positives)),
+        test_data=schema.TestDataConfig(**shared, batch_size=draw(positives)),
         train_spec=config.TrainSpec(
             checkpoint_path=draw(texts) + ".pt",
             log_file=draw(st.none() | texts.map(lambda text: text + ".jsonl")),
             gpus=draw(gpus),
             steps=steps,
-            optimizer=draw(st.sampled_from(config.OPTIMIZERS)),
+            optimizer=draw(st.sampled_from(schema.OPTIMIZERS)),
             lr=draw(rates),
             weight_decay=draw(st.floats(0, 1e300)),
             scheduler=draw(st.none() | schedulers),
@@ -889,10 +889,10 @@ def configs(draw: st.DrawFn) -> Config:
             warmup=draw(st.integers(0, steps)),
             val_every=draw(st.none() | positives),
         ),
-        test_spec=config.TestSpec(
+        test_spec=schema.TestSpec(
             output_file=draw(texts) + ".csv",
             gpus=draw(gpus),
-            test_params=config.TestParams(
+            test_params=schema.TestParams(
                 max_batch_cls=tuple(draw(st.lists(st.integers(1, 10), min_size=1, unique=True))),
                 timesteps=tuple(draw(st.lists(st.integers(0, 19), min_size=1, unique=True))),
             ),
@@ -981,7 +981,7 @@ def test_listed_keys_exist(keys: tuple[str, ...]) -> None:
 def test_every_model_key_is_either_compared_or_free() -> None:
     assert {key for key in leaves(Config) if key.startswith("model.")} == {
         *(key.replace("autoencoder", "autoencoder.kind") for key in config.MODEL_KEYS if key.startswith("model.")),
-        *(f"model.causal.{key}" for key in config.CausalConfig.model_fields),
+        *(f"model.causal.{key}" for key in schema.CausalConfig.model_fields),
         "model.importance_num",
     } - {"model.causal"}
 

@@ -14,7 +14,8 @@ from torch.optim import lr_scheduler
 
 import config as configuration
 import parsers
-from config import OPTIMIZERS, Config, SchedulerSpec, TrainSpec
+from config import Config, SchedulerSpec, TrainSpec
+from config.schema import OPTIMIZERS
 from models.vma.model import VMA
 from runtime import checkpoints, devices
 from runtime.errors import UserError
