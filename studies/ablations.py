@@ -2,16 +2,16 @@
 
     python -m studies.ablations studies/ablations.yaml --output runs/ablations [--only NAME ...]
 
-trains and tests every row of the list by the command line of the project (a row that was begun is resumed, one that is
-done is kept), and writes `ablations.csv` and `.md` beside the folders of the rows.  Rows that are not done, or were
-done with another list, are not in the table.
+trains and tests every row of the list by the command line of the project (an interrupted row is resumed, a finished one
+is kept), and writes `ablations.csv` and `.md` beside the folders of the rows.  Rows that are not finished, or were
+computed from another list, are not in the table.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -21,16 +21,13 @@ from config import Config, strict_yaml
 from evaluator import PerTarget
 from parsers import build_optimizer, build_scheduler, cell_name
 from reports.cells import load_cells, load_origin, standard_error
-from reports.tables import comma_separated, described
-from runtime.errors import UserError, status_of
-from runtime.files import write_atomically
+from reports.tables import described
+from runtime.errors import UserError
+from runtime.signals import StopRequest
 from studies import program
 
 Cells = Mapping[str, PerTarget]  # by name
-Test = Mapping[str, str | int]  # what makes bounds comparable
 
-COLUMNS = ("row", "cell", "ELBO", "difference", "difference_stderr", "targets")
-_KEYS = {"config", "set", "rows"}
 _FILES = {
     "train_spec.checkpoint_path": "weights.pt",
     "train_spec.log_file": "train.jsonl",
@@ -38,7 +35,6 @@ _FILES = {
 }
 _MACHINE = ("train_data.root", "val_data.root", "test_data.root", "train_spec.gpus", "test_spec.gpus")
 _WHERE = (*_MACHINE, *_FILES)  # may differ
-_OF_THE_TEST = ("test_data", "test_spec")
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,15 @@ class Study:
     config: str
     common: tuple[str, ...]
     rows: Mapping[str, tuple[str, ...]]
+
+    def overrides(self, name: str, output: Path) -> list[str]:
+        """All that a row changes in the configuration, and where its files go."""
+        own = [run.override(key, output / name / file) for key, file in _FILES.items()]
+        return [*self.common, *self.rows[name], *own]
+
+    def configured(self, name: str, output: Path) -> Config:
+        """The configuration of a row.  Raises UserError."""
+        return configuration.load(Path(self.config), self.overrides(name, output))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,51 +64,43 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: that of the first training or test that did not end well, which ends the study."""
-    p = parser()
-    args = p.parse_args(arguments)
-    try:
-        study = read(args.study)
-        study = replace(study, common=(*run.roots(args.root), *study.common))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.status
-    if unknown := set(args.only or ()) - study.rows.keys():
-        p.error(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(study.rows)}")
+    return program.status(execute, parser().parse_args(arguments))
+
+
+def execute(args: argparse.Namespace, stop: StopRequest) -> int:
+    """Train, test and write, row by row.  Raises UserError, OSError."""
+    study, output = read(args.study, run.roots(args.root)), args.output
     names = args.only or list(study.rows)
-    try:
-        for name in study.rows:  # before hours of training
-            try_out(configured(study, name, args.output))
-        for name in names:
-            check(study, name, args.output)
-        for name in names:
-            print(f"--- {name}", flush=True)
-            if status := run.main(command(study, name, args)):
-                return status
-            left_out = write(study, args.output)
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        return status_of(error)
-    table = args.output / "ablations.md"
+    if unknown := set(names) - study.rows.keys():
+        raise UserError(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(study.rows)}")
+    for name in study.rows:  # before hours of training
+        try_out(study.configured(name, output))
+    for name in names:
+        check(study, name, output)
+    for name in names:
+        print(f"--- {name}", flush=True)
+        options = run.options(None, args.device, study.overrides(name, output))
+        if status := run.main(["--config", study.config, "--train", "--test", *options]):
+            return status
+        left_out = write(study, output)
     if next(iter(study.rows)) not in left_out:
-        print(table.read_text())
+        print((output / "ablations.md").read_text())
     if left_out:
         print(f"not in the table, since they are not done as the list says: {', '.join(left_out)}")
     return 0
 
 
-def read(path: Path) -> Study:
-    """The list in `path`.  Raises UserError, with what is wrong."""
+def read(path: Path, roots: Sequence[str] = ()) -> Study:
+    """The list in `path`, with overrides `roots` before its own.  Raises UserError, with what is wrong."""
     try:
         raw = strict_yaml.parse(strict_yaml.read(path))
     except strict_yaml.StrictYamlError as error:
         raise UserError(f"{path}: {error}") from None
-    if not isinstance(raw, dict) or raw.keys() != _KEYS or not isinstance(raw["rows"], dict) or not raw["rows"]:
+    keys = {"config", "set", "rows"}
+    if not isinstance(raw, dict) or raw.keys() != keys or not isinstance(raw["rows"], dict) or not raw["rows"]:
         raise UserError(f"{path}: expected the keys config, set (overrides of all rows) and rows (name: overrides)")
-    return Study(
-        str(raw["config"]),
-        _overrides(path, "set", raw["set"]),
-        {str(name): _overrides(path, f"rows.{name}", of) for name, of in raw["rows"].items()},
-    )
+    rows = {str(name): _overrides(path, f"rows.{name}", of) for name, of in raw["rows"].items()}
+    return Study(str(raw["config"]), (*roots, *_overrides(path, "set", raw["set"])), rows)
 
 
 def _overrides(path: Path, where: str, raw: object) -> tuple[str, ...]:
@@ -112,21 +109,9 @@ def _overrides(path: Path, where: str, raw: object) -> tuple[str, ...]:
     return tuple(raw)
 
 
-def overrides(study: Study, name: str, output: Path) -> list[str]:
-    """All that a row changes in the configuration, and where its files go."""
-    own = [run.override(key, output / name / file) for key, file in _FILES.items()]
-    return [*study.common, *study.rows[name], *own]
-
-
-def configured(study: Study, name: str, output: Path) -> Config:
-    """The configuration of a row.  Raises UserError."""
-    return configuration.load(Path(study.config), overrides(study, name, output))
-
-
 def try_out(config: Config) -> None:
     """Raises UserError where only the beginning of the training would find out what is wrong."""
-    spec = config.train_spec
-    build_scheduler(spec, build_optimizer(spec, nn.Linear(1, 1)))
+    build_scheduler(config.train_spec, build_optimizer(config.train_spec, nn.Linear(1, 1)))
 
 
 def check(study: Study, name: str, output: Path) -> None:
@@ -134,18 +119,12 @@ def check(study: Study, name: str, output: Path) -> None:
 
     A training that is done would be taken for one with other steps, since a run may be resumed with more of them.
     """
-    path, asked = output / name / "weights.resolved.yaml", configured(study, name, output)
+    path, ignored = output / name / "weights.resolved.yaml", (*_WHERE, "test_data", "test_spec")
     if not path.exists():
         return
-    if changed := configuration.differences(configuration.load(path), asked, ignore=(*_WHERE, *_OF_THE_TEST)):
+    if changed := configuration.differences(configuration.load(path), study.configured(name, output), ignore=ignored):
         said = f"{path.parent}: trained as another list says; remove that folder, or choose another --output:"
         raise UserError("\n  ".join([said, *changed]))
-
-
-def command(study: Study, name: str, args: argparse.Namespace) -> list[str]:
-    """The arguments of run.py for a row."""
-    options = run.options(None, args.device, overrides(study, name, args.output))
-    return ["--config", study.config, "--train", "--test", *options]
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -160,14 +139,13 @@ def write(study: Study, output: Path) -> list[str]:
     done = {name: cells for name, cells in found.items() if cells is not None}
     if (first := next(iter(study.rows))) in done:
         rows = compared(done, {name: load_origin(output / name / "results.npz") for name in done})
-        write_atomically(output / "ablations.csv", comma_separated(rows, COLUMNS))
-        write_atomically(output / "ablations.md", markdown(rows, configured(study, first, output)).encode())
+        program.write(output, "ablations", rows, markdown(rows, study.configured(first, output)))
     return [name for name in study.rows if name not in done]
 
 
 def finished(study: Study, name: str, output: Path) -> Cells | None:
     """The cells of a row, if all are there and were made as the list says now.  Raises UserError."""
-    asked = configured(study, name, output)
+    asked = study.configured(name, output)
     try:
         tested = configuration.load(output / name / "results.resolved.yaml")
     except UserError:
@@ -179,14 +157,14 @@ def finished(study: Study, name: str, output: Path) -> Cells | None:
     return {cell: cells[cell] for cell in wanted} if cells.keys() >= set(wanted) else None
 
 
-def compared(done: Mapping[str, Cells], tests: Mapping[str, Test]) -> list[dict[str, str | int | float]]:
+def compared(done: Mapping[str, Cells], tests: Mapping[str, object]) -> list[program.Row]:
     """ELBO of each row and cell, and its difference to the first row, target by target, in nats (negative is better).
 
     Raises:
         UserError: the rows were not tested on the same cells and targets.
     """
     of_first, first = next(iter(done.items()))
-    rows: list[dict[str, str | int | float]] = []
+    rows: list[program.Row] = []
     for name, cells in done.items():
         if (cells.keys(), tests[name]) != (first.keys(), tests[of_first]):
             raise UserError(
@@ -208,27 +186,20 @@ def compared(done: Mapping[str, Cells], tests: Mapping[str, Test]) -> list[dict[
     return rows
 
 
-def markdown(rows: Sequence[Mapping[str, str | int | float]], config: Config) -> str:
+def markdown(rows: Sequence[Any], config: Config) -> str:
     """A line for each row, a column for each cell; `config` is that of the first row."""
-    cells = list(dict.fromkeys(str(row["cell"]) for row in rows))
-    lines = [
+    lines: dict[str, str] = {}
+    for row in rows:
+        difference = f" ({row['difference']:+.2f} ± {row['difference_stderr']:.2f})"
+        shown = f"{row['ELBO']:.2f}" + (difference if row["row"] != rows[0]["row"] else "")
+        lines[row["row"]] = f"{lines.get(row['row'], row['row'])} | {shown}"
+    return program.markdown(
         f"ELBO@{config.test_spec.importance_num} on {rows[0]['targets']} targets: minus the importance-weighted bound, "
         f"nats per image, lower is better. {described(config)}. In brackets the difference to the row "
         f"*{rows[0]['row']}* on the same targets, ± one standard error over classes; one training for each row.",
-        "",
-        f"| | {' | '.join(cells)} |",
-        f"|{'---|' * (len(cells) + 1)}",
-    ]
-    for name in dict.fromkeys(row["row"] for row in rows):
-        of = {row["cell"]: row for row in rows if row["row"] == name}
-        shown = [
-            f"{of[cell]['ELBO']:.2f} ({of[cell]['difference']:+.2f} ± {of[cell]['difference_stderr']:.2f})"
-            if name != rows[0]["row"]
-            else f"{of[cell]['ELBO']:.2f}"
-            for cell in cells
-        ]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
-    return "\n".join(lines) + "\n"
+        " | ".join(["", *dict.fromkeys(row["cell"] for row in rows)]),
+        lines.values(),
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m studies.gradients --config configs/vma_tuned.yaml --checkpoint pretrained/vma_tuned.safetensors
 
-writes `gradients.csv`, `.md` and `.npz` (the noise of each batch) into `--output`.
+writes `gradients.csv`, `.md` and `.npz` (the noise of each batch) into `--output`; interrupted, the same
+command goes on with the estimator that was not finished.
 
 A gradient of all weights is a vector; its variance is the trace of its covariance.  That of `g`, which depends on the
 batch b and on the noise e of everything that is drawn for it (addresses, z, the sample that goes backward), has two
@@ -12,28 +13,22 @@ gives two gradients, g and h, with independent noises, so that each part has an 
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-import commands
 import config as configuration
 import parsers
 from config import Config
 from models.base import MemoryModel
-from reports.tables import comma_separated
 from run import leave, roots
-from runtime.arrays import npz
 from runtime.errors import UserError
-from runtime.files import write_atomically
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
 from studies import program
-from trainer import Batches
 
 ESTIMATORS = {
     "vimco, K = 4, all samples": ("vimco", 4, "all", "standard"),
@@ -43,19 +38,6 @@ ESTIMATORS = {
     "vimco, K = 8, one sample": ("vimco", 8, 1, "standard"),
     "marginal, K = 1, one address": ("marginal", 1, 1, "standard"),
 }
-COLUMNS = (
-    "estimator",
-    "noise",
-    "noise_stderr",
-    "to_first",
-    "to_first_stderr",
-    "between_batches",
-    "signal",
-    "batch_size",
-    "batches",
-)
-
-Row = dict[str, str | int | float]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status, as that of run.py.  Nothing is written before the end."""
+    """The exit status, as that of run.py."""
     return program.status(execute, parser().parse_args(arguments))
 
 
@@ -75,71 +57,62 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     if args.batches < 2:
         raise UserError(f"--batches: {args.batches}: a variance takes two or more")
-    sessions = {
-        name: commands.Session(configured(args, name), stop, args.device, args.checkpoint) for name in ESTIMATORS
-    }
-    first = next(iter(sessions.values()))
-    where, seed = first.device_for(training=False), first.config.train_spec.seed
-    batches = parsers.train_loader(first.config, parsers.training_images(first.config, where))
-    found = {}
-    for name, session in sessions.items():
-        found[name] = moments(name, session.load_model(where), batches, args.batches, seed, where)
+    configs = {name: configured(args, name) for name in ESTIMATORS}
+    first = next(iter(configs.values()))
+    model = program.load_model(first, args, stop)
+    device = next(model.parameters()).device
+    images = parsers.training_images(first, device)
+    batches = parsers.train_loader(first, images)
+
+    def compute(name: str) -> dict[str, np.ndarray]:
+        model, seed = program.load_model(configs[name], args, stop), first.train_spec.seed
+        pairs = (
+            [gradient(model, batch, StepNoise(device, seed, "noise", number, which)) for which in (0, 1)]
+            for number, batch in ((n, batches.at(n)) for n in range(args.batches))
+        )
+        return moments(pairs)
+
+    settings = {"batches": args.batches, "images": images.train.digest()}
+    found = program.resumed(args.output / "gradients.npz", model, first, settings, ESTIMATORS, compute)
     rows = [row(name, one, next(iter(found.values())), batches.batch_size) for name, one in found.items()]
-    noises = npz({name: np.array(one.noises) for name, one in found.items()})
-    write_atomically(args.output / "gradients.npz", noises)
-    write_atomically(args.output / "gradients.csv", comma_separated(rows, COLUMNS))
-    text = markdown(rows, first.config)
-    write_atomically(args.output / "gradients.md", text.encode())
-    print(text)
-    print(f"written: {args.output}/gradients.csv, .md, .npz")
+    text = markdown(rows, first)
+    program.write(args.output, "gradients", rows, text)
+    print(f"{text}\nwritten: {args.output}/gradients.csv, .md, .npz")
 
 
 def configured(args: argparse.Namespace, name: str) -> Config:
     """The configuration of the arguments with one of the estimators."""
-    objective, k, gradient_samples, z_gradient = ESTIMATORS[name]
-    overrides = (
-        f"train_spec.objective={objective}",
-        f"model.importance_num={k}",
-        f"train_spec.gradient_samples={gradient_samples}",
-        f"train_spec.z_gradient={z_gradient}",
-    )
-    return configuration.load(args.config, [*roots(args.root), *overrides])
+    keys = ("train_spec.objective", "model.importance_num", "train_spec.gradient_samples", "train_spec.z_gradient")
+    own = [f"{key}={value}" for key, value in zip(keys, ESTIMATORS[name], strict=True)]
+    return configuration.load(args.config, [*roots(args.root), *own])
 
 
 # --- the moments ------------------------------------------------------------------------------------------------------
 
 
-class Moments:
-    """Unbiased estimates of the parts of a gradient's variance, from pairs of gradients, one pair for each batch.
+def moments(pairs: Iterable[Sequence[Tensor]]) -> dict[str, np.ndarray]:
+    """Of pairs of gradients g, h [P], one for each of n batches with two independent noises: what estimates the parts.
 
-    `noises`: |g - h|^2 / 2 of each batch, whose mean is the noise E_b Var_e g.
+    noise [n]: |g - h|^2 / 2, whose mean is E_b Var_e g; product [n]: g h; sum: |sum_b m_b|^2 with m_b = (g + h) / 2.
     """
+    noise, product, total = [], [], torch.zeros(())
+    for one, other in pairs:
+        g, h = one.double(), other.double()
+        noise.append((g - h).square().sum().item() / 2)
+        product.append((g * h).sum().item())
+        total = total + (g + h) / 2
+    return {"noise": np.array(noise), "product": np.array(product), "sum": np.array(total.square().sum().item())}
 
-    def __init__(self) -> None:
-        self.noises: list[float] = []
-        self._products: list[float] = []
-        self._sum: Tensor | float = 0.0
 
-    def add(self, g: Tensor, h: Tensor) -> None:
-        """The gradients [P] of one batch with two independent noises."""
-        g, h = g.double(), h.double()
-        self.noises.append((g - h).square().sum().item() / 2)
-        self._products.append((g * h).sum().item())
-        self._sum = self._sum + (g + h) / 2
+def between_and_signal(found: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Var_b E_e g = E_b[g h] - |E g|^2, and the signal |E g|^2, which may come out negative where it is small.
 
-    def signal(self) -> float:
-        """|E g|^2, from products of different batches: (|sum_b m_b|^2 - sum_b |m_b|^2) / (n (n-1)), m_b = (g+h)/2.
-
-        It may come out negative where there is little of it.
-        """
-        n = len(self.noises)
-        of_means = sum(self._products) + sum(self.noises) / 2  # |m_b|^2 = g h + |g - h|^2 / 4
-        whole = torch.as_tensor(self._sum).square().sum().item()
-        return (whole - of_means) / (n * (n - 1))
-
-    def between_batches(self) -> float:
-        """Var_b E_e g: E_b[g h], which is E_b |E_e g|^2, less the signal."""
-        return statistics.mean(self._products) - self.signal()
+    The signal is the mean of products of different batches, (|sum_b m_b|^2 - sum_b |m_b|^2) / (n (n-1)).
+    """
+    noise, product = found["noise"].tolist(), found["product"].tolist()
+    of_means = sum(product) + sum(noise) / 2  # |m_b|^2 = g h + |g - h|^2 / 4
+    signal = (float(found["sum"]) - of_means) / (len(noise) * (len(noise) - 1))
+    return statistics.mean(product) - signal, signal
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -149,29 +122,21 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     return r, statistics.stdev(rest) / len(a) ** 0.5 / statistics.mean(b)
 
 
-def moments(name: str, model: MemoryModel, batches: Batches, n: int, seed: int, where: torch.device) -> Moments:
-    """Those of the gradient of the model's loss over the first n batches."""
-    found = Moments()
-    for number in tqdm(range(n), desc=name, unit="batch", dynamic_ncols=True):
-        batch = batches.at(number)
-        g, h = (gradient(model, batch, StepNoise(where, seed, "noise", number, which)) for which in (0, 1))
-        found.add(g, h)
-    return found
-
-
-def row(name: str, found: Moments, first: Moments, batch_size: int) -> Row:
+def row(name: str, found: dict[str, np.ndarray], first: dict[str, np.ndarray], batch_size: int) -> program.Row:
     """A row of the table, its noise beside that of the first."""
-    to_first, error = ratio(found.noises, first.noises)
+    noise = found["noise"].tolist()
+    to_first, error = ratio(noise, first["noise"].tolist())
+    between, signal = between_and_signal(found)
     return {
         "estimator": name,
-        "noise": statistics.mean(found.noises),
-        "noise_stderr": statistics.stdev(found.noises) / len(found.noises) ** 0.5,
+        "noise": statistics.mean(noise),
+        "noise_stderr": statistics.stdev(noise) / len(noise) ** 0.5,
         "to_first": to_first,
         "to_first_stderr": error,
-        "between_batches": found.between_batches(),
-        "signal": found.signal(),
+        "between_batches": between,
+        "signal": signal,
         "batch_size": batch_size,
-        "batches": len(found.noises),
+        "batches": len(noise),
     }
 
 
@@ -183,28 +148,24 @@ def gradient(model: MemoryModel, batch: object, noise: StepNoise) -> Tensor:
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+_LINE = (
+    "{estimator} | {noise:.0f} | {noise_stderr:.0f} | {to_first:.2f} | {to_first_stderr:.2f} | {between_batches:.0f} | "
+    "{signal:.0f}"
+)
 
 
-def markdown(rows: Sequence[Row], config: Config) -> str:
+def markdown(rows: Sequence[program.Row], config: Config) -> str:
     """The rows for people."""
     data = config.train_data
-    lines = [
+    return program.markdown(
         f"Gradient of all weights on {rows[0]['batches']} training batches of {rows[0]['batch_size']} targets, two "
         f"draws of the samples for each; {data.kind}, {data.split} split, {data.resize} x {data.resize} by "
         f"{data.resample}. Noise: variance given the batch (trace of the covariance); to the first: ratio on the same "
         "batches; batches: variance of the mean between batches; signal: squared norm of the mean. ± one standard "
         "error.",
-        "",
-        "| estimator | noise | ± s.e. | to the first | ± s.e. | batches | signal |",
-        f"|{'---|' * 7}",
-    ]
-    for one in rows:
-        numbers = [f"{one['noise']:.0f}", f"{one['noise_stderr']:.0f}"]
-        numbers += [f"{one['to_first']:.2f}", f"{one['to_first_stderr']:.2f}"]
-        numbers += [f"{one['between_batches']:.0f}", f"{one['signal']:.0f}"]
-        lines.append(f"| {one['estimator']} | {' | '.join(numbers)} |")
-    return "\n".join(lines) + "\n"
+        "estimator | noise | ± s.e. | to the first | ± s.e. | batches | signal",
+        map(_LINE.format_map, rows),
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,32 @@
-"""What the studies share as programs: the arguments that all have, and how those end that write at their end alone."""
+"""What the studies share: their arguments, how they end, how they are resumed, and what they write."""
 
 import argparse
+import contextlib
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
 
 import commands
+import config as configuration
+from config import Config
+from models.base import MemoryModel
+from reports.tables import comma_separated
 from run import Parser, device
+from runtime import checkpoints
 from runtime.allocator import keep_freed_memory
+from runtime.arrays import load_npz, npz
 from runtime.errors import UserError, status_of
+from runtime.files import write_atomically
 from runtime.signals import Stopped, StopRequest
+
+Row = Mapping[str, str | int | float]
+
+_LARGEST = 1 << 28  # bytes of a file with what was computed
 
 
 def parser(name: str, doc: str) -> Parser:
@@ -21,19 +38,94 @@ def parser(name: str, doc: str) -> Parser:
     return p
 
 
-def status(execute: Callable[[argparse.Namespace, StopRequest], None], args: argparse.Namespace) -> int:
-    """The exit status, as that of run.py, of a study that writes nothing before its end.
+def add_cell(p: Parser, classes: int) -> None:
+    """The arguments that name a configuration and one cell of its test."""
+    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
+    p.add_argument("--classes", type=int, default=classes, metavar="C", help=f"classes in a memory ({classes})")
+    p.add_argument("--memory", type=int, default=5, metavar="M", help="images in a memory (5)")
+    p.add_argument("--targets", type=int, default=200, metavar="N", help="targets, spread over the classes (200)")
 
-    What stops it is told in one sentence.
-    """
+
+def cell_overrides(args: argparse.Namespace) -> list[str]:
+    """The overrides that make the cell of `add_cell` the only one of the test, so that it is validated as such."""
+    return [
+        f"test_spec.targets={args.targets}",
+        f"test_spec.test_params.max_batch_cls=[{args.classes}]",
+        f"test_spec.test_params.timesteps=[{args.memory}]",
+    ]
+
+
+def status(execute: Callable[[argparse.Namespace, StopRequest], int | None], args: argparse.Namespace) -> int:
+    """The exit status of a study, as that of run.py; what stops it is told in one sentence."""
     keep_freed_memory()
     stop = StopRequest()
     stop.install()
     try:
         with commands.explain_out_of_memory():
-            execute(args, stop)
-        return 0
+            return execute(args, stop) or 0
     except (UserError, Stopped, OSError, MemoryError) as error:
         stop.ignore()
-        print(f"stopped by {error}; nothing is written" if isinstance(error, Stopped) else error, file=sys.stderr)
+        print(f"stopped by {error}; the same command resumes" if isinstance(error, Stopped) else error, file=sys.stderr)
         return status_of(error)
+
+
+def load_model(config: Config, args: argparse.Namespace, stop: StopRequest) -> MemoryModel:
+    """The model with the weights of --checkpoint on --device.  Raises UserError, DataError."""
+    session = commands.Session(config, stop, args.device, args.checkpoint)
+    return session.load_model(session.device_for(training=False))
+
+
+def resumed(
+    path: Path,
+    model: MemoryModel,
+    config: Config,
+    settings: Mapping[str, object],
+    names: Iterable[str],
+    compute: Callable[[str], Mapping[str, np.ndarray]],
+) -> dict[str, dict[str, np.ndarray]]:
+    """What `compute` gives for each name, stored in the npz file `path` as `name/part` as soon as it is there.
+
+    What is stored already is not computed again, if model, configuration and settings are the same.
+    """
+    origin = {"weights": checkpoints.digest(model.state_dict()), "config": configuration.dump(config), **settings}
+    key = np.array(json.dumps(origin, sort_keys=True))
+    arrays = {"key": key}
+    with contextlib.suppress(Exception):  # a damaged file raises almost anything; then all is computed
+        stored = load_npz(path, _LARGEST)
+        if str(stored["key"]) == str(key):
+            arrays = stored
+    found = {}
+    for name in tqdm(list(names), dynamic_ncols=True):
+        parts = {one.removeprefix(f"{name}/"): arrays[one] for one in arrays if one.startswith(f"{name}/")}
+        if not parts:
+            parts = dict(compute(name))
+            arrays |= {f"{name}/{part}": value for part, value in parts.items()}
+            write_atomically(path, npz(arrays))
+        found[name] = parts
+    return found
+
+
+def markdown(title: str, header: str, lines: Iterable[str]) -> str:
+    """A paragraph and a table, in whose lines the columns are separated by |."""
+    rule = "---|" * (header.count("|") + 1)
+    return "\n".join([title, "", f"| {header} |", f"|{rule}", *(f"| {line} |" for line in lines), ""])
+
+
+def write(output: Path, name: str, rows: Sequence[Row], text: str, png: bytes | None = None) -> None:
+    """`name`.csv with all that the rows hold, the text as .md, and the figure.  Raises OSError."""
+    write_atomically(output / f"{name}.csv", comma_separated(rows, list(rows[0])))
+    write_atomically(output / f"{name}.md", text.encode())
+    if png is not None:
+        write_atomically(output / f"{name}.png", png)
+
+
+def draw_lines(
+    axis: Any, rows: Sequence[Any], key: str, x: str, y: str, stderr: str, labels: Mapping[str, str]
+) -> None:
+    """A line for every label, of the rows whose `key` it explains, with bars of two standard errors each way."""
+    for name, label in labels.items():
+        of = [row for row in rows if row[key] == name]
+        error = [2 * row[stderr] for row in of]
+        axis.errorbar([row[x] for row in of], [row[y] for row in of], error, marker="o", capsize=2, label=label)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)

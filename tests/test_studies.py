@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from data.episodes import Episodes
 from evaluator import PerTarget
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
+from runtime.signals import Stopped
 from studies import ablations, estimator, generalisation, gradients
 
 
@@ -60,14 +62,13 @@ def test_every_row_is_the_mean_of_its_bound_over_groups_of_samples(
     pictures = torch.zeros(1, 2, 20, 20, dtype=torch.float64)
     number = torch.zeros(1, 2, dtype=torch.int64)
 
-    class Three:
-        def __len__(self) -> int:
-            return 3
-
+    class Any3:
         def batch(self, which: slice) -> Episodes:
             return Episodes(pictures[:, :1], pictures, number[:, :1] + which.start, number, number[:, :1], number)
 
-    found = estimator.measure(tiny_model(), Three(), ("k",), (1, 2, 3, 6, 12))  # type: ignore[arg-type]
+    sizes, model = (1, 2, 3, 6, 12), tiny_model()
+    targets = [estimator.bounds(model, Any3(), number, ("k",), sizes) for number in range(3)]  # type: ignore[arg-type]
+    found = estimator.summarised(targets, sizes, slots=2 + len(model.dummies))
     assert [(row["estimator"][:5], row["K"]) for row in found] == [  # type: ignore[index]
         ("sampl", 1), ("sampl", 2), ("sampl", 3), ("sampl", 6), ("sampl", 12),
         ("exact", 1), ("exact", 2), ("exact", 3), ("exact", 6),
@@ -132,6 +133,50 @@ def test_the_estimator_study_end_to_end(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "e" / "estimator.md").read_text() in capsys.readouterr().out
 
 
+def interrupted_after(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, calls: int | None) -> list[int]:
+    """Let `module.name` be called so often, and then a signal come; the calls so far."""
+    made, real = [0], getattr(module, name)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        if made[0] == calls:
+            raise Stopped(signal.SIGINT)
+        made[0] += 1
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, name, counted)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("study", "name", "more", "calls"),
+    [
+        (estimator, "bounds", ["--targets", "5", "--memory", "3", "--sizes", "1,5"], 5),
+        (gradients, "moments", ["--batches", "2"], 6),
+    ],
+)
+def test_an_interrupted_study_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], study: ModuleType,
+    name: str, more: list[str], calls: int,
+) -> None:  # fmt: skip
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    csv_file = f"{study.__name__.rpartition('.')[2]}.csv"
+    command = [*arguments(tmp_path), "--device", "cpu", *more, "--output"]
+    assert study.main([*command, str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupted_after(patch, study, name, 2)
+        assert study.main([*command, str(tmp_path / "part")]) == 128 + signal.SIGINT
+        assert "stopped by SIGINT; the same command resumes" in capsys.readouterr().err
+        assert not (tmp_path / "part" / csv_file).exists()
+    made = interrupted_after(monkeypatch, study, name, None)
+    assert study.main([*command, str(tmp_path / "part")]) == 0 and made == [calls - 2]
+    assert (tmp_path / "part" / csv_file).read_bytes() == (tmp_path / "whole" / csv_file).read_bytes()
+    assert main(tmp_path, "--train", "--restart", "train_spec.steps=2") == 0  # other weights
+    assert study.main([*command, str(tmp_path / "part")]) == 0 and made == [calls - 2 + calls]
+    for damaged in tmp_path.glob("part/*.npz"):
+        damaged.write_bytes(b"PK rubbish")
+    assert study.main([*command, str(tmp_path / "part")]) == 0 and made == [calls - 2 + 2 * calls]
+
+
 @pytest.mark.parametrize(("memory", "summed"), [("1", ["5"]), ("3", ["2"])])
 def test_only_numbers_of_samples_that_divide_are_summed(tmp_path: Path, memory: str, summed: list[str]) -> None:
     assert main(tmp_path, "--train", "train_spec.steps=1") == 0
@@ -153,10 +198,8 @@ def test_a_wrong_estimator_study_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 def moments_of(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, ...]:
-    moments = gradients.Moments()
-    for g, h in pairs:
-        moments.add(g, h)
-    return float(np.mean(moments.noises)), moments.between_batches(), moments.signal()
+    moments = gradients.moments(pairs)
+    return float(np.mean(moments["noise"])), *gradients.between_and_signal(moments)
 
 
 def test_the_parts_of_a_variance_are_those_of_the_definitions() -> None:
@@ -220,7 +263,7 @@ def test_the_gradients_study_end_to_end(
         assert len({norm for *_, norm in calls}) == 6
         assert float(row["noise"]) > 0 and row["batches"] == "3" and row["batch_size"] == "8"
     noises = np.load(tmp_path / "g" / "gradients.npz")
-    assert [noises[name].mean() for name in gradients.ESTIMATORS] == pytest.approx(
+    assert [noises[f"{name}/noise"].mean() for name in gradients.ESTIMATORS] == pytest.approx(
         [float(row["noise"]) for row in found], rel=1e-3
     )
     assert (tmp_path / "g" / "gradients.md").read_text() in capsys.readouterr().out
@@ -357,7 +400,7 @@ def test_every_row_of_the_lists_that_are_here_can_be_trained(path: Path, monkeyp
     monkeypatch.chdir(ROOT)
     study = ablations.read(path)
     for name in study.rows:
-        ablations.try_out(ablations.configured(study, name, Path("unused")))
+        ablations.try_out(study.configured(name, Path("unused")))
 
 
 def test_rows_that_were_tested_with_another_list_are_not_compared(
