@@ -991,7 +991,7 @@ def test_the_page_of_all_keys_is_fresh() -> None:
 
     assert reference.PAGE.read_text() == reference.page(), "run python -m config.reference"
     assert all(
-        f"`{key.rpartition('.')[2]}`" in reference.PAGE.read_text() for key in leaves(Config) if ".kind" not in key
+        f"`{key.partition('.')[2]}`" in reference.PAGE.read_text() for key in leaves(Config) if ".kind" not in key
     )
 
 
