@@ -95,6 +95,7 @@ class CausalLikelihood(Likelihood):
         self.fusion = nn.ModuleList(MaskedBlock(fusion_channels) for _ in range(fusion_blocks))
         self.hidden = nn.Linear(fusion_channels, fusion_channels)
         self.logit = nn.Linear(fusion_channels, 1)
+        nn.init.constant_(self.logit.bias, -2.0)  # most pixels are paper
 
     def context(self, x: Tensor) -> Tensor:
         """What each pixel sees of those before it: [G, T, H, W] -> [G, T, H, W, C]."""
