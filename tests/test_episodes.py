@@ -113,7 +113,7 @@ def assert_drawn_from(law: Law, seen: Counter) -> None:
     number = sum(seen.values())
     expected = {outcome: float(p) * number for outcome, p in law.items()}
     assert min(expected.values()) >= 5
-    chi2, df = sum((seen[outcome] - e) ** 2 / e for outcome, e in expected.items()), len(law) - 1
+    chi2, df = sum((seen[outcome] - mean) ** 2 / mean for outcome, mean in expected.items()), len(law) - 1
     assert chi2 < df + 5 * math.sqrt(2 * df) + 1e-9, f"chi-square {chi2:.1f} at {df} degrees of freedom"
 
 
@@ -126,17 +126,23 @@ def outcomes(x_index: Tensor, memory_index: Tensor) -> Counter:
     return Counter(zip(x_index.tolist(), map(frozenset, memory_index.tolist()), strict=True))
 
 
-def assert_sound(e: Episodes, spec: EpisodeSpec, images: ClassImages) -> None:
+def assert_sound(episodes: Episodes, spec: EpisodeSpec, images: ClassImages) -> None:
     """What holds for every draw: shapes, types, distinct images, no target among them, right pixels and classes."""
     class_of = torch.arange(len(images.counts)).repeat_interleave(images.counts)
-    groups = len(e.x)
-    assert e.x.shape == (groups, e.x_index.shape[1], *images.images.shape[1:]) and e.x.dtype == torch.float32
-    assert e.memory.shape == (groups, spec.timesteps, *images.images.shape[1:]) and e.memory.dtype == torch.float32
-    assert torch.equal(e.x, images.images[e.x_index].float())
-    assert torch.equal(e.memory, images.images[e.memory_index].float())
-    assert torch.equal(e.x_class, class_of[e.x_index])
-    assert torch.equal(e.memory_class, class_of[e.memory_index])
-    together = torch.cat([e.x_index, e.memory_index], 1).sort(1).values
+    groups = len(episodes.x)
+    assert (
+        episodes.x.shape == (groups, episodes.x_index.shape[1], *images.images.shape[1:])
+        and episodes.x.dtype == torch.float32
+    )
+    assert (
+        episodes.memory.shape == (groups, spec.timesteps, *images.images.shape[1:])
+        and episodes.memory.dtype == torch.float32
+    )
+    assert torch.equal(episodes.x, images.images[episodes.x_index].float())
+    assert torch.equal(episodes.memory, images.images[episodes.memory_index].float())
+    assert torch.equal(episodes.x_class, class_of[episodes.x_index])
+    assert torch.equal(episodes.memory_class, class_of[episodes.memory_index])
+    together = torch.cat([episodes.x_index, episodes.memory_index], 1).sort(1).values
     assert (together.diff(dim=1) > 0).all()  # all distinct: images among themselves, and targets from them
 
 
@@ -160,9 +166,9 @@ SPECS = {
 def test_targets_and_memories_follow_the_rule(spec: EpisodeSpec, counts: list[int]) -> None:
     law = memory_law(spec, counts)
     images = class_images(counts)
-    e = EpisodeLoader(images, spec, int(8 / min(law.values())), 1, "train").at(0)
-    assert_sound(e, spec, images)
-    assert_drawn_from(law, outcomes(e.x_index[:, 0], e.memory_index))
+    episodes = EpisodeLoader(images, spec, int(8 / min(law.values())), 1, "train").at(0)
+    assert_sound(episodes, spec, images)
+    assert_drawn_from(law, outcomes(episodes.x_index[:, 0], episodes.memory_index))
 
 
 @pytest.mark.parametrize("counts", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
@@ -173,18 +179,18 @@ def test_every_target_that_shares_a_memory_sees_what_it_sees_alone(
     alone, shared = EpisodeSpec(timesteps, True, m), EpisodeSpec(timesteps, True, m, targets_per_memory=t)
     law = memory_law(alone, counts)
     images = class_images(counts)
-    e = EpisodeLoader(images, shared, t * int(8 / min(law.values())), 2, "train").at(0)
-    assert_sound(e, shared, images)
+    episodes = EpisodeLoader(images, shared, t * int(8 / min(law.values())), 2, "train").at(0)
+    assert_sound(episodes, shared, images)
     for i in range(t):
-        assert_drawn_from(law, outcomes(e.x_index[:, i], e.memory_index))
+        assert_drawn_from(law, outcomes(episodes.x_index[:, i], episodes.memory_index))
 
 
 def test_every_class_of_a_shared_memory_has_equally_many_targets() -> None:
     spec = EpisodeSpec(32, True, max_img_per_class=4, targets_per_memory=16)
     images = class_images([20] * 40)
-    e = EpisodeLoader(images, spec, 1600, 3, "train").at(7)
-    assert_sound(e, spec, images)
-    for x_class, memory_class in zip(e.x_class.tolist(), e.memory_class.tolist(), strict=True):
+    episodes = EpisodeLoader(images, spec, 1600, 3, "train").at(7)
+    assert_sound(episodes, spec, images)
+    for x_class, memory_class in zip(episodes.x_class.tolist(), episodes.memory_class.tolist(), strict=True):
         assert Counter(memory_class) == dict.fromkeys(memory_class, 4)
         assert Counter(x_class) == dict.fromkeys(memory_class, 2)
 
@@ -205,15 +211,18 @@ BIG_SPECS = {
 @pytest.mark.parametrize("spec", BIG_SPECS.values(), ids=BIG_SPECS.keys())
 def test_sizes_classes_and_images_at_full_size(spec: EpisodeSpec, counts: list[int]) -> None:
     images, law, number = class_images(counts), sizes_law(spec), 20_000
-    e = EpisodeLoader(images, spec, number, 4, "train").at(0)
-    assert_sound(e, spec, images)
-    assert_follows(law, [sizes_of(*row) for row in zip(e.x_class[:, 0].tolist(), e.memory_class.tolist(), strict=True)])
-    assert_follows(uniform(range(len(counts))), e.x_class[:, 0].tolist())
+    episodes = EpisodeLoader(images, spec, number, 4, "train").at(0)
+    assert_sound(episodes, spec, images)
+    assert_follows(
+        law,
+        [sizes_of(*row) for row in zip(episodes.x_class[:, 0].tolist(), episodes.memory_class.tolist(), strict=True)],
+    )
+    assert_follows(uniform(range(len(counts))), episodes.x_class[:, 0].tolist())
     # One place per memory, since images of one memory depend on each other.
     place = torch.randint(spec.timesteps, (number, 1), generator=torch.Generator().manual_seed(0))
-    row, of_class = e.memory_index.gather(1, place)[:, 0], e.memory_class.gather(1, place)[:, 0]
+    row, of_class = episodes.memory_index.gather(1, place)[:, 0], episodes.memory_class.gather(1, place)[:, 0]
     assert_follows(uniform(range(counts[0])), row[of_class == 0].tolist())
-    step = (of_class - e.x_class[:, 0]) % len(counts)
+    step = (of_class - episodes.x_class[:, 0]) % len(counts)
     assert_follows(uniform(range(1, len(counts))), step[step > 0].tolist())
 
 
@@ -253,10 +262,10 @@ def fitting(draw: st.DrawFn) -> tuple[EpisodeSpec, list[int]]:
 def test_any_spec_that_fits_gives_sound_episodes(case: tuple[EpisodeSpec, list[int]]) -> None:
     spec, counts = case
     images = class_images(counts)
-    e = EpisodeLoader(images, spec, 8 * spec.targets_per_memory, 5, "train").at(0)
-    assert_sound(e, spec, images)
+    episodes = EpisodeLoader(images, spec, 8 * spec.targets_per_memory, 5, "train").at(0)
+    assert_sound(episodes, spec, images)
     if spec.targets_per_memory == 1 and spec.timesteps:
-        pairs = zip(e.x_class[:, 0].tolist(), e.memory_class.tolist(), strict=True)
+        pairs = zip(episodes.x_class[:, 0].tolist(), episodes.memory_class.tolist(), strict=True)
         assert {sizes_of(*pair) for pair in pairs} <= set(sizes_law(spec))
 
 
@@ -276,16 +285,16 @@ def test_episodes_are_a_function_of_seed_split_and_step(spec: EpisodeSpec) -> No
     first = EpisodeLoader(images, spec, 64, 1, "train")
     again = EpisodeLoader(images, spec, 64, 1, "train")
     torch.manual_seed(9)  # the global state has no say
-    e = first.at(3)
+    episodes = first.at(3)
     again.at(0)
-    assert same(e, again.at(3)) and same(e, first.at(3))
+    assert same(episodes, again.at(3)) and same(episodes, first.at(3))
     others = (
         first.at(4),
         EpisodeLoader(images, spec, 64, 2, "train").at(3),
         EpisodeLoader(images, spec, 64, 1, "val").at(3),
     )
-    assert not any(torch.equal(e.memory_index, other.memory_index) for other in others)
-    assert not any(torch.equal(e.x_index, other.x_index) for other in others)
+    assert not any(torch.equal(episodes.memory_index, other.memory_index) for other in others)
+    assert not any(torch.equal(episodes.x_index, other.x_index) for other in others)
 
 
 @pytest.mark.parametrize("spec", [TRAIN, ALONE])
@@ -329,9 +338,9 @@ def test_the_grid_follows_the_same_rule(spec: EpisodeSpec) -> None:
     for (_, memory), p in law.items():
         merged[sum(row in classes_of(UNEQUAL)[1] for row in memory)] += p
     for cell in range(400):
-        e = GridEpisodes(images, spec, torch.tensor([target]), 1, str(cell)).batch(slice(None))
-        assert (target, frozenset(e.memory_index[0].tolist())) in law
-        seen[int((e.memory_class == 1).sum())] += 1
+        episodes = GridEpisodes(images, spec, torch.tensor([target]), 1, str(cell)).batch(slice(None))
+        assert (target, frozenset(episodes.memory_index[0].tolist())) in law
+        seen[int((episodes.memory_class == 1).sum())] += 1
     assert_drawn_from(merged, seen)
 
 
@@ -450,14 +459,14 @@ def test_an_impossible_number_of_targets_is_refused(number: int) -> None:
 def test_without_the_own_class_memories_hold_others_only(most: int, timesteps: int) -> None:
     images = ClassImages(torch.zeros(60, 4, 4, dtype=torch.uint8), torch.full((6,), 10), tuple("abcdef"))
     spec = EpisodeSpec(timesteps, exact=False, max_batch_cls=most, own_class=False)
-    e = GridEpisodes(images, spec, torch.arange(60), 0, "control").batch(slice(0, 60))
-    assert not (e.memory_class == e.x_class).any()
-    for rows, classes in zip(e.memory_index, e.memory_class, strict=True):
+    episodes = GridEpisodes(images, spec, torch.arange(60), 0, "control").batch(slice(0, 60))
+    assert not (episodes.memory_class == episodes.x_class).any()
+    for rows, classes in zip(episodes.memory_index, episodes.memory_class, strict=True):
         assert len(set(rows.tolist())) == timesteps
         assert 1 <= len(set(classes.tolist())) <= most
-    used = {len(set(classes.tolist())) for classes in e.memory_class}
+    used = {len(set(classes.tolist())) for classes in episodes.memory_class}
     assert used == set(range(1, most + 1))
-    seen = torch.bincount(e.memory_class.flatten(), minlength=6)
+    seen = torch.bincount(episodes.memory_class.flatten(), minlength=6)
     assert (seen > 0).all()
 
 

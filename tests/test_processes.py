@@ -449,7 +449,7 @@ def test_two_processes_killed_at_many_moments_go_on_exactly(tmp_path: Path) -> N
         wait_for(lambda: (tmp_path / "vma.last.pt").exists(), process)
         seen = set(tmp_path.glob(".vma.last.pt.*.part"))
         if attempt % 2:
-            time.sleep(numbers.uniform(3, 6))
+            time.sleep(numbers.uniform(0.5, 3))
         else:
             wait_for(lambda seen=seen: bool(set(tmp_path.glob(".vma.last.pt.*.part")) - seen), process)  # type: ignore[misc]
         if found := children(process):

@@ -62,7 +62,7 @@ def test_a_training_killed_at_twenty_moments_goes_on(tmp_path: Path, whole: Path
         process = start_program(tmp_path, "--train", "train_spec.steps=100000", *always)
         wait_for(lambda: (tmp_path / "vma.resolved.yaml").exists(), process)
         if attempt % 2:
-            time.sleep(numbers.uniform(2, 7))
+            time.sleep(numbers.uniform(0, 3))
         else:
             partial = set(tmp_path.glob(".vma.last.pt.*.part"))
             wait_for(lambda seen=partial: bool(set(tmp_path.glob(".vma.last.pt.*.part")) - seen), process)  # type: ignore[misc]
