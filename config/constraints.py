@@ -3,6 +3,7 @@
 The sections come as they were read, each right by itself.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -14,44 +15,44 @@ Problem: TypeAlias = tuple[str, str]  # dotted path, what is wrong and what woul
 
 
 def contradictions(sections: Mapping[str, Any]) -> Iterator[Problem]:
-    """Problems between fields, as far as the sections they need are there."""
-    for needed, check in _CHECKS:
-        if all(name in sections for name in needed):
+    """Problems between fields, as far as the sections they need are there: those that a check has as arguments."""
+    for name in ("train_data", "val_data", "test_data"):
+        if name in sections:
+            yield from _source(name, sections[name])
+    for check in _CHECKS:
+        needed = inspect.signature(check).parameters
+        if needed.keys() <= sections.keys():
             yield from check(*(sections[name] for name in needed))
 
 
-def _train_memory(data: TrainDataConfig) -> Iterator[Problem]:
-    yield from _composition("train_data", data, _trained_on(data))
-
-
-def _mixture(data: TrainDataConfig) -> Iterator[Problem]:
+def _train_memories(train_data: TrainDataConfig) -> Iterator[Problem]:
     """Every further composition must fit the classes and the batch as the first one does."""
-    there = _trained_on(data)
-    for number, one in enumerate(data.mixture):
-        for key, text in _problems(episode_spec(one), there, data.batch_size, fixed=("batch_size",)):
+    there = _trained_on(train_data)
+    yield from _composition("train_data", train_data, there)
+    for number, one in enumerate(train_data.mixture):
+        for key, text in _problems(episode_spec(one), there, train_data.batch_size, fixed=("batch_size",)):
             yield f"train_data.mixture[{number}].{key}", text
 
 
-def _validation_memory(train: TrainDataConfig, val: DataConfig) -> Iterator[Problem]:
+def _validation_memory(train_data: TrainDataConfig, val_data: DataConfig) -> Iterator[Problem]:
     """Validation draws its memories from the held-out classes; without any there is no validation."""
-    there = counts(train, "train")
-    yield from _composition("val_data", val, there)
-    if DATA_SETS[train.kind].same_classes or not train.held_out_classes or any(_composition("val_data", val, there)):
+    yield from (problems := list(_composition("val_data", val_data, counts(train_data, "train"))))
+    held = train_data.held_out_classes
+    if problems or DATA_SETS[train_data.kind].same_classes or not held:
         return
-    if (needed := episode_spec(val).most_classes) > train.held_out_classes:
-        yield (
-            "train_data.held_out_classes",
-            f"{train.held_out_classes} classes are too few for a memory of val_data, which may need {needed} "
-            f"(timesteps {val.timesteps}); use 0 (no validation), {needed} or more, or a smaller val_data.timesteps",
-        )
+    if (needed := episode_spec(val_data).most_classes) > held:
+        text = f"{held} classes are too few for a memory of val_data, which may need {needed} (timesteps"
+        way_out = f"use 0 (no validation), {needed} or more, or a smaller val_data.timesteps"
+        yield "train_data.held_out_classes", f"{text} {val_data.timesteps}); {way_out}"
 
 
-def _held_out(data: TrainDataConfig) -> Iterator[Problem]:
-    path, held, there = "train_data.held_out_classes", data.held_out_classes, counts(data, "train")
-    if DATA_SETS[data.kind].same_classes and held:
-        yield path, f"{held} classes cannot be held out where all classes of kind {data.kind} are tested; use 0"
+def _held_out(train_data: TrainDataConfig) -> Iterator[Problem]:
+    path, kind, held = "train_data.held_out_classes", train_data.kind, train_data.held_out_classes
+    there = counts(train_data, "train")
+    if DATA_SETS[kind].same_classes and held:
+        yield path, f"{held} classes cannot be held out where all classes of kind {kind} are tested; use 0"
     elif there and held >= there.classes:
-        yield path, f"{held} leaves nothing to train on, kind {data.kind} has {there.classes} classes; use fewer"
+        yield path, f"{held} leaves nothing to train on, kind {kind} has {there.classes} classes; use fewer"
 
 
 def counts(data: DataConfig, subset: str) -> Counts | None:
@@ -95,114 +96,98 @@ def _problems(
 _ENOUGH = 10**18  # more than any number in a configuration
 
 
-def _test_grid(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
+def _test_grid(test_data: TestDataConfig, test_spec: TestSpec) -> Iterator[Problem]:
     """Every cell draws by max_batch_cls with exact: false, so one class may have to fill a memory."""
-    there = counts(data, "test")
-    if spec.subset != "test" or there is None:
+    there = counts(test_data, "test")
+    if test_spec.subset != "test" or there is None:
         return  # episodes check themselves
     path, most = "test_spec.test_params", there.smallest - 1
-    if large := [m for m in spec.test_params.timesteps if m > most]:
+    if large := [m for m in test_spec.test_params.timesteps if m > most]:
         text = f"{large[0]} is more than {most}, the images of a class of test_data less the target; use up to {most}"
         yield f"{path}.timesteps", text
-    if many := [c for c in spec.test_params.max_batch_cls if c > there.classes]:
+    if many := [c for c in test_spec.test_params.max_batch_cls if c > there.classes]:
         text = f"{many[0]} is more than {there.classes}, the classes of test_data; use up to {there.classes}"
         yield f"{path}.max_batch_cls", text
+    if (targets := test_spec.targets) and targets > there.images:
+        yield "test_spec.targets", f"{targets} is more than the {there.images} images of test_data; use null"
 
 
-def _same_images(train: TrainDataConfig, val: DataConfig, test: TestDataConfig) -> Iterator[Problem]:
-    for name, other in (("val_data", val), ("test_data", test)):
-        for field in ("kind", "resize", "resample", "split"):
-            here, there = getattr(other, field), getattr(train, field)
+def _same_images(train_data: TrainDataConfig, val_data: DataConfig, test_data: TestDataConfig) -> Iterator[Problem]:
+    for name, other in (("val_data", val_data), ("test_data", test_data)):
+        for key in ("kind", "resize", "resample", "split"):
+            here, there = getattr(other, key), getattr(train_data, key)
             if here != there:
-                yield f"{name}.{field}", f"{here} differs from train_data.{field} {there}; use the same for both"
-    if train.kind == val.kind and "classes" in DATA_SETS[train.kind].reads and val.classes != train.classes:
-        text = f"{val.classes} differs from train_data.classes {train.classes}, part of which they are; use the same"
+                yield f"{name}.{key}", f"{here} differs from train_data.{key} {there}; use the same for both"
+    kind, here, there = train_data.kind, val_data.classes, train_data.classes
+    if kind == val_data.kind and "classes" in DATA_SETS[kind].reads and here != there:
+        text = f"{here} differs from train_data.classes {there}, part of which they are; use the same"
         yield "val_data.classes", text
 
 
-def _source(section: str) -> Callable[[DataConfig], Iterator[Problem]]:
-    """The check of the keys of one data section that only some kinds of images have."""
-
-    def check(data: DataConfig) -> Iterator[Problem]:
-        reads = DATA_SETS[data.kind].reads
-        if "root" in reads and data.root is None:
-            yield f"{section}.root", f"missing; kind {data.kind} needs the folder where the data is or may be put"
-        for key in ("split", "classes"):
-            value, default = getattr(data, key), type(data).model_fields[key].default
-            if key not in reads and value != default:
-                text = f"{value} is for kind {kinds_that_read(key)}, this is kind {data.kind}; use {default}"
-                yield f"{section}.{key}", f"{text} or leave it out"
-
-    return check
+def _source(section: str, data: DataConfig) -> Iterator[Problem]:
+    """The keys of a data section that only some kinds of images have."""
+    reads = DATA_SETS[data.kind].reads
+    if "root" in reads and data.root is None:
+        yield f"{section}.root", f"missing; kind {data.kind} needs the folder where the data is or may be put"
+    for key in ("split", "classes"):
+        value, default = getattr(data, key), type(data).model_fields[key].default
+        if key not in reads and value != default:
+            text = f"{value} is for kind {kinds_that_read(key)}, this is kind {data.kind}; use {default}"
+            yield f"{section}.{key}", f"{text} or leave it out"
 
 
-def _samples(model: ModelConfig, spec: TrainSpec) -> Iterator[Problem]:
-    if spec.objective == "vimco" and model.importance_num < 2:
+def _samples(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:
+    if train_spec.objective == "vimco" and model.importance_num < 2:
         text = "is too few for train_spec.objective vimco, which compares samples; use 2 or more, or objective marginal"
         yield "model.importance_num", f"{model.importance_num} {text}"
 
 
-def _dummies(model: ModelConfig, train: TrainDataConfig, val: DataConfig, spec: TestSpec) -> Iterator[Problem]:
+def _dummies(
+    model: ModelConfig, train_data: TrainDataConfig, val_data: DataConfig, test_spec: TestSpec
+) -> Iterator[Problem]:
     if model.num_dummies:
         return
-    smallest = {"train_data": train.timesteps, "val_data": val.timesteps}
-    smallest["test_spec.test_params"] = min(spec.test_params.timesteps)
+    smallest = {"train_data": train_data.timesteps, "val_data": val_data.timesteps}
+    smallest["test_spec.test_params"] = min(test_spec.test_params.timesteps)
     for path in (path for path, timesteps in smallest.items() if not timesteps):
         text = "0 leaves nothing to address where model.num_dummies is 0; use 1 or more of either"
         yield f"{path}.timesteps", text
 
 
-def _subset(train: TrainDataConfig, spec: TestSpec) -> Iterator[Problem]:
-    if spec.subset == "held_out" and not train.held_out_classes:
+def _subset(train_data: TrainDataConfig, test_spec: TestSpec) -> Iterator[Problem]:
+    if test_spec.subset == "held_out" and not train_data.held_out_classes:
         text = "held_out has no classes where train_data.held_out_classes is 0; use test or train"
         yield "test_spec.subset", text
 
 
-def _warmup(spec: TrainSpec) -> Iterator[Problem]:
-    if spec.warmup > spec.steps:
-        yield "train_spec.warmup", f"{spec.warmup} is more than train_spec.steps {spec.steps}; use up to {spec.steps}"
+def _warmup(train_spec: TrainSpec) -> Iterator[Problem]:
+    if (warmup := train_spec.warmup) > (steps := train_spec.steps):
+        yield "train_spec.warmup", f"{warmup} is more than train_spec.steps {steps}; use up to {steps}"
 
 
-def _metric_samples(spec: TestSpec) -> Iterator[Problem]:
-    if "@" in spec.metric and int(spec.metric.partition("@")[2]) != spec.importance_num:
-        samples = spec.importance_num
-        text = f"{spec.metric} differs from test_spec.importance_num {samples}; use elbo or elbo@{samples}"
+def _metric_samples(test_spec: TestSpec) -> Iterator[Problem]:
+    metric, samples = test_spec.metric, test_spec.importance_num
+    if "@" in metric and int(metric.partition("@")[2]) != samples:
+        text = f"{metric} differs from test_spec.importance_num {samples}; use elbo or elbo@{samples}"
         yield "test_spec.metric", text
 
 
-def _test_size(data: TestDataConfig, spec: TestSpec) -> Iterator[Problem]:
-    there = counts(data, "test")
-    if spec.targets and spec.subset == "test" and there and spec.targets > there.images:
-        yield "test_spec.targets", f"{spec.targets} is more than the {there.images} images of test_data; use null"
-
-
-def _files(train: TrainSpec, test: TestSpec) -> Iterator[Problem]:
+def _files(train_spec: TrainSpec, test_spec: TestSpec) -> Iterator[Problem]:
     """Files that are written must not be written over, and be read as what they are."""
-    if not train.checkpoint_path.endswith(".pt"):
-        text = f"{train.checkpoint_path} does not end in .pt, as the names of its neighbours need"
-        yield "train_spec.checkpoint_path", text
-    if not test.output_file.endswith(".csv"):
-        yield "test_spec.output_file", f"{test.output_file} does not end in .csv, as the names of its neighbours need"
-    table, weights = test.output_file.removesuffix(".csv"), train.checkpoint_path.removesuffix(".pt")
-    of_weights = (".pt", ".last.pt", ".last-but-one.pt", ".nonfinite.pt", ".resolved.yaml")
-    of_table = (".csv", ".md", ".png", ".npz", ".resolved.yaml")
-    if train.log_file in {weights + end for end in of_weights} | {table + end for end in of_table}:
-        yield "train_spec.log_file", f"{train.log_file} is the name of another file; choose another"
+    weights, table, log = train_spec.checkpoint_path, test_spec.output_file, train_spec.log_file
+    if not weights.endswith(".pt"):
+        yield "train_spec.checkpoint_path", f"{weights} does not end in .pt, as the names of its neighbours need"
+    if not table.endswith(".csv"):
+        yield "test_spec.output_file", f"{table} does not end in .csv, as the names of its neighbours need"
+    taken = {weights.removesuffix(".pt") + end for end in _BESIDE_WEIGHTS}
+    if log in taken | {table.removesuffix(".csv") + end for end in _BESIDE_TABLE}:
+        yield "train_spec.log_file", f"{log} is the name of another file; choose another"
 
 
-_CHECKS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
-    *(((name,), _source(name)) for name in ("train_data", "val_data", "test_data")),
-    (("train_data",), _train_memory),
-    (("train_data",), _mixture),
-    (("train_data",), _held_out),
-    (("train_data", "val_data"), _validation_memory),
-    (("train_data", "val_data", "test_data"), _same_images),
-    (("test_data", "test_spec"), _test_grid),
-    (("model", "train_spec"), _samples),
-    (("model", "train_data", "val_data", "test_spec"), _dummies),
-    (("train_data", "test_spec"), _subset),
-    (("train_spec",), _warmup),
-    (("test_spec",), _metric_samples),
-    (("test_data", "test_spec"), _test_size),
-    (("train_spec", "test_spec"), _files),
-)
+_BESIDE_WEIGHTS = (".pt", ".last.pt", ".last-but-one.pt", ".nonfinite.pt", ".resolved.yaml")
+_BESIDE_TABLE = (".csv", ".md", ".png", ".npz", ".resolved.yaml")
+
+_CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
+    _train_memories, _held_out, _validation_memory, _same_images, _test_grid, _samples, _dummies, _subset, _warmup,
+    _metric_samples, _files,
+)  # fmt: skip

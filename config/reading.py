@@ -83,6 +83,7 @@ def _resolve(layers: Sequence[tuple[str, Raw]], overrides: Sequence[str]) -> Con
         overridden.append(_override(merged, one))
         _modernise(merged, "--set")
     given = {f"{section}.{key}" for section in INHERITED for key in _section(merged, section)}
+    given |= {section for section in INHERITED if not isinstance(merged.get(section, {}), dict)}
     _inherit(merged)
     try:
         return Config.model_validate(merged)

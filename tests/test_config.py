@@ -386,6 +386,7 @@ def test_validation_and_test_inherit_what_they_leave_out() -> None:
 def test_a_mistake_that_is_inherited_is_told_once() -> None:
     text = VMA.replace("resize: 26 ", "resize: 8 ").replace("kind: omniglot ", "kind: omniglott ")
     assert len(refusal(text).splitlines()) == 2
+    assert len(refusal(text, "val_data=null", "test_data.resize=9").splitlines()) == 4
     inherited = refusal(
         VMA, "train_data.timesteps=49", "train_data.max_img_per_class=1", "train_data.targets_per_memory=1"
     )
