@@ -90,6 +90,9 @@ def _side(value: object) -> object:
     return _whole(value[0])
 
 
+LIKELIHOODS = ["bernoulli", "normal", "causal"]
+
+
 def one_of(names: Iterable[str]) -> PlainValidator:
     """One of the names, which may be written in any case."""
 
@@ -130,7 +133,7 @@ Gpus: TypeAlias = Annotated[tuple[int, ...] | Literal["auto"], PlainValidator(_g
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_tuple)]
 ThreeWidths: TypeAlias = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_tuple)]
 Side: TypeAlias = Annotated[int, BeforeValidator(_side), Field(ge=20, le=64)]
-Likelihood: TypeAlias = Literal["bernoulli", "normal", "causal"]
+Likelihood: TypeAlias = Annotated[str, one_of(LIKELIHOODS)]
 Argument: TypeAlias = Annotated[Any, PlainValidator(_argument)]
 PositiveList: TypeAlias = Annotated[tuple[Positive, ...], BeforeValidator(_expand), Field(min_length=1)]
 NaturalList: TypeAlias = Annotated[tuple[Natural, ...], BeforeValidator(_expand), Field(min_length=1)]
