@@ -249,7 +249,9 @@ class ModelConfig(Section):
     autoencoder: Annotated[SerializeAsAny[Autoencoder], BeforeValidator(_autoencoder)] = key(
         PublishedAutoencoder(), "the convolutional encoder and decoder: a name, or a section with `kind`"
     )
-    likelihood: Likelihood = key("bernoulli", "p(x | z, m_a): bernoulli, normal of unit variance, or causal, pixel after pixel")
+    likelihood: Likelihood = key(
+        "bernoulli", "p(x | z, m_a): bernoulli, normal (unit variance) or causal (autoregressive)"
+    )
     causal: CausalConfig = key(CausalConfig(), "read with likelihood: causal only")
     latent_dim: Natural = key(64, "size of z; 0: no z")
     matching_dim: Positive = key(200, "size of the embeddings whose dot products address the memory")
