@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import ROOT
+from helpers.config import small_config
 from helpers.program import main
 
 import config.schema
@@ -67,7 +68,7 @@ def test_the_example_is_trained_and_tested(title: str, tmp_path: Path, monkeypat
 def test_samples_of_the_likelihood_have_its_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """4 x 5 pixels, 20,000 samples: within 4.5 standard errors."""
     run_example("A likelihood", monkeypatch)
-    likelihood: Likelihood = parsers.LIKELIHOODS["continuous_bernoulli"]()
+    likelihood: Likelihood = parsers.LIKELIHOODS["continuous_bernoulli"](small_config(Path("runs")).model)
     parameters = torch.linspace(-3, 3, 20).view(1, 4, 5).expand(20_000, 1, 1, 1, 4, 5)
     noise = StepNoise("cpu", "extending")
     found = likelihood.sample(parameters, noise).flatten(1)
