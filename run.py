@@ -42,11 +42,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
     p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (tb/vma beside vma.pt)")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test, --sample and --export")
-    p.add_argument("--restart", action="store_true", help="train anew, whatever an earlier run left")
+    p.add_argument("--restart", action="store_true", help="train from the start; an earlier run is discarded")
     p.add_argument("--export", type=Path, metavar="PATH",
                    help="write the weights, with their configuration, to PATH, which ends in .safetensors")  # fmt: skip
-    p.add_argument("--replay", type=Path, metavar="PATH",
-                   help="compute the step again that ended a training because it was not finite")  # fmt: skip
+    p.add_argument("--replay", type=Path, metavar="PATH", help="re-run the step that gave NaN or Inf, and nothing else")
     return p
 
 

@@ -43,8 +43,7 @@ def comma_separated(rows: Sequence[Mapping[str, str | int | float]], columns: Se
 def markdown(rows: Sequence[Row], config: Config) -> str:
     """The table for people, with the published numbers where the cell exists there."""
     known = published(config)
-    header = ["C", "M", metric(rows), "± s.e.", "KL(a)", "KL(z)", "address accuracy", "targets"]
-    header += known
+    header = ["C", "M", metric(rows), "± s.e.", "KL(a)", "KL(z)", "address accuracy", "targets", *known]
     lines = [
         f"{metric(rows)}: minus the importance-weighted bound, nats per image, lower is better. {described(config)}.",
         "",

@@ -33,7 +33,8 @@ def _write(path: Path, content: bytes, previous: Path | None) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.umask(mask := os.umask(0))  # there is no other way to read it
+            os.fchmod(file.fileno(), 0o666 & ~mask)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -84,9 +85,3 @@ def _link(path: Path, previous: Path) -> None:
         return
     link.replace(previous)
     link.unlink(missing_ok=True)  # a rename to another name of the same file does nothing
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,7 +1,7 @@
 """Starts one process for each GPU of this machine, and ends them all when one fails.
 
-The processes find each other through the variables that torchrun sets too; torchrun itself serves several machines, and
-this serves `python run.py` with its exit statuses.
+It sets the variables that torchrun sets.  torchrun also works, and serves several machines; this one returns the exit
+status of `run.py`.
 """
 
 import contextlib
@@ -92,12 +92,10 @@ def _first_failure(processes: Sequence[Process]) -> int:
 
 
 def _environment(rank: int, world: int, port: int) -> dict[str, str]:
-    threads = (
-        {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world))}
-    )
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
-    return {**inherited, **threads, **{name: str(value) for name, value in place.items()}}
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world))}
+    return {**threads, **inherited, **{name: str(value) for name, value in place.items()}}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -61,9 +61,8 @@ class Processes:
             yield
         except RuntimeError as error:
             if self.world > 1 and _is_about_communication(error):
-                raise PeerLostError(
-                    f"another process of this run has ended or cannot be reached ({_first_line(error)})"
-                ) from None
+                line = str(error).strip().splitlines()[0][:200]
+                raise PeerLostError(f"another process of this run has ended or cannot be reached ({line})") from None
             raise
 
     def broadcast_from_main(self, action: Callable[[], T]) -> T:
@@ -74,23 +73,19 @@ class Processes:
         """
         if self.world == 1:
             return action()
-        if not self.main:
-            message: list[tuple[bool, T | int] | None] = [None]
-            with self.translate_peer_errors():
-                dist.broadcast_object_list(message)
-            assert message[0] is not None
-            done, result = message[0]
-            if not done:
-                raise PeerFailedError(result)  # type: ignore[arg-type]
-            return result  # type: ignore[return-value]
-        try:
-            result = action()
-        except BaseException as error:
-            with contextlib.suppress(RuntimeError):  # the others have failed too; this one's reason is the one to tell
-                dist.broadcast_object_list([(False, status_of(error))])
-            raise
+        message: list[Any] = [None, None]  # what it returned, or the exit status
+        if self.main:
+            try:
+                message = [action(), None]
+            except BaseException as error:
+                with contextlib.suppress(RuntimeError):  # the others have failed too; the reason of this one is raised
+                    dist.broadcast_object_list([None, status_of(error)])
+                raise
         with self.translate_peer_errors():
-            dist.broadcast_object_list([(True, result)])
+            dist.broadcast_object_list(message)
+        result, status = message
+        if status is not None:
+            raise PeerFailedError(status)
         return result
 
     def all_gather(self, value: T) -> list[T]:
@@ -140,7 +135,3 @@ def started_by_launcher() -> bool:
 def _is_about_communication(error: RuntimeError) -> bool:
     words = ("gloo", "nccl", "connection", "peer", "socket", "timed out", "rendezvous", "store", "process group")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
-
-
-def _first_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[0][:200]
