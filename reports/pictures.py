@@ -33,7 +33,7 @@ def episode_grid(model: MemoryModel, episodes: Episodes, noise: StepNoise) -> np
     reconstruction, _ = model.reconstruct(x, memory, noise)  # [G, 1, H, W]
     samples, _ = model.sample(memory, noise, _SAMPLES)  # [n, G, H, W]
     blocks = [memory[:, :_MOST_SHOWN], x, reconstruction, samples.transpose(0, 1)]
-    return _paper(np.concatenate([_tiled(block) for block in blocks], 1))
+    return _black_on_white(np.concatenate([_tile(block) for block in blocks], 1))
 
 
 def nearest(samples: Tensor, images: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def write_samples(
     figure = Figure((0.45 * sum(widths) + 1, 0.45 * len(memory) + 0.8))
     (axes,) = figure.subplots(1, len(columns), width_ratios=widths, squeeze=False)
     for axis, (title, block) in zip(axes, columns.items(), strict=True):
-        axis.imshow(_paper(_tiled(block)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.imshow(_black_on_white(_tile(block)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(title, fontsize=8)
         axis.axis("off")
     size = memory.shape[1]
@@ -85,13 +85,13 @@ def write_samples(
     figure.savefig(path, dpi=150)
 
 
-def _tiled(block: Tensor) -> np.ndarray:
+def _tile(block: Tensor) -> np.ndarray:
     """[G, n, H, W] -> one image [G (H + 2), n (W + 2)], framed by half-tone lines."""
     framed = F.pad(block.clamp(0, 1), (1, 1, 1, 1), value=0.4)
     g, n, h, w = framed.shape
     return framed.permute(0, 2, 1, 3).reshape(g * h, n * w).cpu().numpy()
 
 
-def _paper(ink: np.ndarray) -> np.ndarray:
+def _black_on_white(ink: np.ndarray) -> np.ndarray:
     """Ink in [0, 1] -> uint8, black on white."""
     return (255 * (1 - ink)).round().astype(np.uint8)

@@ -35,7 +35,7 @@ class PeerFailedError(Exception):
 
 
 class PeerLostError(Exception):
-    """Another process of several ended without a word."""
+    """Another process of several ended without a message."""
 
     status = 1
 
