@@ -26,7 +26,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._deferred = self._ignored = False
         self._report: Callable[[Stopped], None] | None = None
-        self._received: int | None = None
+        self.received = 0  # the signal that came
 
     def install(self) -> None:
         """Listen to SIGINT and SIGTERM (in the main thread)."""
@@ -40,7 +40,7 @@ class StopRequest:
             with contextlib.suppress(RuntimeError, OSError):  # it may interrupt a line that is being written
                 self._report(Stopped(number))
             os._exit(128 + number)
-        again, self._received = self._received is not None, number
+        again, self.received = bool(self.received), number
         if again:
             raise StoppedAtOnce(number)
         if not self._deferred:
@@ -67,11 +67,6 @@ class StopRequest:
             yield
         finally:
             self._report = None
-
-    @property
-    def received(self) -> int:
-        """The signal that came, or 0."""
-        return self._received or 0
 
     def check(self) -> None:
         """Raise Stopped if a signal came."""
