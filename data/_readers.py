@@ -129,9 +129,14 @@ def read_folder(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def decode(png: bytes, side: int) -> np.ndarray:
     """uint8 [side, side], ink (black) = 1.  Raises ValueError, or what PIL raises for a checksum that is wrong."""
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        image.verify()  # all checksums, of which decoding leaves out those after the last pixel
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        if image.size != (side, side):
-            raise ValueError(f"it is {image.width} x {image.height} pixels, not {side} x {side}")
-        return (np.asarray(image.convert("L")) < 128).view(np.uint8)
+    image = open_image(png, ["PNG"])
+    if image.size != (side, side):
+        raise ValueError(f"it is {image.width} x {image.height} pixels, not {side} x {side}")
+    return (np.asarray(image.convert("L")) < 128).view(np.uint8)
+
+
+def open_image(content: bytes, formats: list[str]) -> Image.Image:
+    """An image that is not decoded yet and whose checksums are right."""
+    with Image.open(io.BytesIO(content), formats=formats) as image:
+        image.verify()  # all checksums, of which decoding leaves out some
+    return Image.open(io.BytesIO(content), formats=formats)

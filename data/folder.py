@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from data._readers import naming
+from data._readers import naming, open_image
 from data.images import ClassImages, Subset
 from runtime.errors import DataError, printable
 
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 SIDE = 105  # pixels
 _LEAST_SIDE = 16  # pixels; of the longer side
-_MOST_PIXELS = 1 << 26
+_MOST_PIXELS = 50_000_000
+_MOST_BYTES = 1 << 28
 _LEAST_CONTRAST = 32  # grey levels; less is blank paper with the noise of a scanner
 _ENDINGS = (".png", ".jpg", ".jpeg")
 _LAYOUT = "train/CLASS/*.png and test/CLASS/*.png (or .jpg, .jpeg)"
@@ -78,25 +79,29 @@ def _listed(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> np.ndarray:
     """uint8 [105, 105], ink = 1."""
-    with naming(_shown(path)), Image.open(path, formats=["PNG", "JPEG"]) as image:
+    with naming(_shown(path)):
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes are too many")
+        image = open_image(path.read_bytes(), ["PNG", "JPEG"])
         if max(image.size) < _LEAST_SIDE or image.width * image.height > _MOST_PIXELS:
             size = f"{image.width} x {image.height} pixels"
             raise ValueError(f"{size}, where {_LEAST_SIDE} on the longer side and {_MOST_PIXELS} in all are the limits")
         grey = _grey(ImageOps.exif_transpose(image))
         square = ImageOps.pad(grey, (max(grey.size),) * 2, color=255)
-        small = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BOX))
-        darkest, lightest = int(small.min()), int(small.max())
-        if lightest - darkest < _LEAST_CONTRAST:
+        small = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BOX)).astype(int)
+        if small.max() - small.min() < _LEAST_CONTRAST:
             raise ValueError("there is no drawing on it, all of its pixels are about as dark")
-    return (2 * small.astype(int) < darkest + lightest).astype(np.uint8)
+    return 2 * small < small.max() + small.min()
 
 
 def _grey(image: Image.Image) -> Image.Image:
     """8 bits for a pixel, transparent ones white."""
     if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    coloured = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured).convert("L")
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured)
+    return image.convert("L")
 
 
 def _shown(path: Path) -> str:

@@ -35,7 +35,7 @@ from PIL import Image
 
 import config
 from config import ConfigError
-from data import mnist, omniglot
+from data import folder, mnist, omniglot
 from data.omniglot import Archive
 from evaluator import METRICS
 from reports.cells import CellStore
@@ -552,6 +552,28 @@ def test_an_omniglot_in_a_zip_gives_its_images_or_a_sentence(
 
     check(whole)
     examine(check, lambda c: changed(whole, c) if c.number(2) else tampered(entries, odd_png, c), number)
+
+
+# --- a folder of drawings ---------------------------------------------------------------------------------------------
+
+
+@cases
+def test_a_drawing_in_a_folder_gives_its_image_or_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(folder, "_MOST_PIXELS", 1 << 20)
+    path = tmp_path / "train" / "one" / "1.png"
+    path.parent.mkdir(parents=True)
+    ink = np.random.default_rng(0).random((folder.SIDE, folder.SIDE)) < 0.3
+    whole = png(Image.fromarray(~ink))
+
+    def check(content: bytes) -> None:
+        write(path, content)
+        with maybe_refused(tmp_path / "train"):
+            assert np.array_equal(folder.load(tmp_path, "train").images[0].numpy(), ink)
+
+    check(whole)
+    examine(check, lambda c: odd_png(whole, c), number)
 
 
 # --- MNIST ------------------------------------------------------------------------------------------------------------
