@@ -63,7 +63,7 @@ def status(execute: Callable[[argparse.Namespace, StopRequest], int | None], arg
     try:
         with commands.explain_out_of_memory():
             return execute(args, stop) or 0
-    except (UserError, Stopped, OSError, MemoryError) as error:
+    except (UserError, Stopped, OSError, ArithmeticError, MemoryError) as error:
         stop.ignore()
         print(f"stopped by {error}; the same command resumes" if isinstance(error, Stopped) else error, file=sys.stderr)
         return status_of(error)

@@ -1,9 +1,11 @@
 """The benchmark's logic, as far as it does not depend on a clock: what is compared is comparable, and what is measured
 is written down."""
 
+import csv
 import importlib.util
 import json
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,12 +20,14 @@ from helpers.config import small_yaml
 from helpers.program import glyphs_drawn_once, process_restored
 from torch import Tensor, nn
 
-from benchmarks import parts, report, throughput, work
+import run
+from benchmarks import parts, report, throughput, time_to_bound, work
 from benchmarks.parts import BenchmarkError, Point, quantity
 from benchmarks.work import Benchmark, Floor, Work
 from data import omniglot
 from models.vma.model import EncodedMemory
 from runtime.errors import DataError, UserError
+from trainer import Trainer
 
 NAIVE_OUTPUT = "train_targets_per_s 12.25\neval_targets_per_s memory=1 0.278\neval_targets_per_s memory=19 2.5e-1\n"
 
@@ -477,3 +481,72 @@ def test_the_results_that_are_here_can_be_shown() -> None:
     assert report.draw(results).startswith(b"\x89PNG")
     for shown in ("| training, 16 targets share a memory, fp32 | ", " 6.30 | ", " side = 52 | ", " 1.72 |"):
         assert shown in report.table(results), shown
+
+
+# --- time to a bound --------------------------------------------------------------------------------------------------
+
+
+def test_bounds_are_measured_against_the_processor_time_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two configurations, tested every 3 of 7 steps of a second each; interrupted and resumed, nothing changes."""
+    clock = iter(range(1000))  # a second between any two looks at it, so for each step
+    monkeypatch.setattr(time_to_bound.time, "process_time", lambda: float(next(clock)))
+    paths = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    paths[0].write_text(small_yaml(tmp_path))
+    paths[1].write_text(small_yaml(tmp_path).replace("lr: 1e-2", "lr: 1e-3, ema_decay: 0.5"))
+    sizes = [
+        "--memory",
+        "3",
+        "--samples",
+        "7",
+        "--targets",
+        "12",
+        "--interval",
+        str(3 / 3600),
+        "--limit",
+        str(7 / 3600),
+    ]
+    command = [*sizes, "--target", "1e6", "--config", *map(str, paths), "--output"]
+    assert time_to_bound.main([*command, str(tmp_path / "whole")]) == 0
+    assert "two: 1e+06 nats after 0.00 core-hours" in capsys.readouterr().out
+    for name in ("one", "two"):
+        rows = time_to_bound.read(tmp_path / "whole" / f"{name}.csv")
+        assert [(row["core_seconds"], row["targets_seen"]) for row in rows] == [(3, 24), (6, 48), (7, 56)]
+    assert (tmp_path / "whole" / "time_to_bound.png").read_bytes().startswith(b"\x89PNG")
+
+    of_run = ["test_spec.targets=12", "test_spec.importance_num=7", f"test_spec.output_file={tmp_path}/run.csv"]
+    of_run += ["test_spec.test_params.max_batch_cls=[1]", "test_spec.test_params.timesteps=[3]"]
+    for name, saved in (("one", "weights.last.pt"), ("two", "weights.last.pt")):
+        given = ["--config", str(tmp_path / f"{name}.yaml"), "--test", "--checkpoint"]
+        sets = [part for one in of_run for part in ("--set", one)]
+        assert run.main([*given, str(tmp_path / "whole" / name / saved), *sets]) == 0
+        with (tmp_path / "run.csv").open() as file:
+            assert float(next(csv.DictReader(file))["ELBO"]) == pytest.approx(
+                time_to_bound.read(tmp_path / "whole" / f"{name}.csv")[-1]["nats"], abs=1e-3
+            )
+
+    steps = iter([*range(4), None])  # a signal after the fourth step, between two tests
+    real = Trainer.step
+
+    def interrupted(trainer: Trainer) -> Any:
+        found = real(trainer)
+        if next(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        assert time_to_bound.main([*command, str(tmp_path / "part")]) == 128 + signal.SIGINT
+    assert time_to_bound.main([*command, str(tmp_path / "part")]) == 0
+    for name in ("one.csv", "two.csv"):
+        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_training_that_began_with_other_weights_is_not_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(small_yaml(tmp_path).replace("lr: 1e-2", "lr: 1e-2, init_from: earlier.pt"))
+    assert time_to_bound.main(["--config", str(path), "--targets", "12", "--output", str(tmp_path / "out")]) == 2
+    assert "an earlier training would not be timed" in capsys.readouterr().err
