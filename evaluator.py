@@ -17,11 +17,11 @@ from models.base import MemoryModel
 from runtime.processes import Processes
 from runtime.randomness import TargetNoise
 
-# Decodes at once: on a CPU as many as fit its caches, on a GPU as many as occupy it.
+# Decodes at once: on a CPU as many as its caches like, on a GPU as many as keep it busy.
 TEST_DECODES_AT_ONCE = {"cpu": 200, "cuda": 4096}
 SAMPLES_AT_ONCE = 50  # of a target, at least
 
-# Of a target: three in nats, a fraction, and a number that names its class.
+# Nats; a fraction; a number that names the class.
 METRICS = ("bound", "kl_a", "kl_z", "address_accuracy", "target_class")
 PerTarget = dict[str, np.ndarray]  # METRICS, each [n] float64
 
@@ -40,13 +40,13 @@ def sizes_at_once(device: torch.device, batch: int, chunk: int | None) -> tuple[
 def importance_bounds(
     model: MemoryModel, episodes: Episodes, key: Sequence[int | str], k: int, chunk: int
 ) -> dict[str, Tensor]:
-    """ELBO@K ("bound") and the other METRICS of a batch of targets with a memory each.
+    """ELBO@K and its parts for a batch of targets with a memory each.
 
-    Features are computed once; samples come in chunks that are folded by an online log-sum-exp, so that the bytes
-    needed do not grow with K.
+    Features are computed once; samples come in chunks that are folded by an online log-sum-exp, so the memory used
+    does not grow with K.
 
     Returns:
-        METRICS, each [G]; NaN for what the model does not have.
+        bound, kl_a, kl_z in nats, address_accuracy and target_class, each [G]; NaN for what the model does not have.
     """
     m = model.encode_memory(episodes.memory, precompute_features=True)
     targets = model.encode_targets(episodes.x, m)
@@ -54,9 +54,9 @@ def importance_bounds(
     kl_z = torch.zeros_like(total)
     for first in range(0, k, chunk):
         noise = TargetNoise(*key, targets=episodes.x_index.flatten(), first=first)
-        s = model.importance_samples(episodes.x, m, targets, noise, min(chunk, k - first))
-        total = torch.logaddexp(total, s.log_w.double().logsumexp(0))
-        kl_z += math.nan if s.kl_z is None else s.kl_z.double().sum(0)
+        samples = model.importance_samples(episodes.x, m, targets, noise, min(chunk, k - first))
+        total = torch.logaddexp(total, samples.log_w.double().logsumexp(0))
+        kl_z += math.nan if samples.kl_z is None else samples.kl_z.double().sum(0)
     values = {
         "bound": total - math.log(k),
         "kl_z": kl_z / k,

@@ -100,9 +100,9 @@ def bounds(model: VMA, episodes: GridEpisodes, number: int, key: Key, sizes: Seq
     """
     one, summed = episodes.batch(slice(number, number + 1)), per_address(sizes, _slots(model, episodes))
     m = model.encode_memory(one.memory, precompute_features=True)
-    r = model.encode_targets(one.x, m)
-    log_w = sampled_weights(model, one, m, r, key, sizes[-1])
-    log_v = address_weights(model, one, m, r, key, summed[-1]).logsumexp(1)
+    targets = model.encode_targets(one.x, m)
+    log_w = sampled_weights(model, one, m, targets, key, sizes[-1])
+    log_v = address_weights(model, one, m, targets, key, summed[-1]).logsumexp(1)
     return {
         SAMPLED: torch.stack([nested(log_w, k) for k in sizes]).cpu().numpy(),
         SUMMED: torch.stack([nested(log_v, k) for k in summed]).cpu().numpy(),
@@ -114,23 +114,23 @@ def _slots(model: VMA, episodes: GridEpisodes) -> int:
     return episodes.batch(slice(0, 1)).memory.shape[1] + len(model.dummies)
 
 
-def sampled_weights(model: VMA, one: Episodes, m: EncodedMemory, r: EncodedTargets, key: Key, k: int) -> Tensor:
+def sampled_weights(model: VMA, one: Episodes, m: EncodedMemory, targets: EncodedTargets, key: Key, k: int) -> Tensor:
     """log w [K] of K samples of (a, z) for one target."""
     parts = []
     for first in range(0, k, size := TEST_DECODES_AT_ONCE[one.x.device.type]):
         noise = TargetNoise(*key, "sampled", targets=one.x_index.flatten(), first=first)
-        parts.append(model.importance_samples(one.x, m, r, noise, min(size, k - first)).log_w.flatten())
+        parts.append(model.importance_samples(one.x, m, targets, noise, min(size, k - first)).log_w.flatten())
     return torch.cat(parts).double()
 
 
-def address_weights(model: VMA, one: Episodes, m: EncodedMemory, r: EncodedTargets, key: Key, k: int) -> Tensor:
+def address_weights(model: VMA, one: Episodes, m: EncodedMemory, targets: EncodedTargets, key: Key, k: int) -> Tensor:
     """log p(x,z|m_a) p(a) / q(z|x,m_a), [K, S]: K samples of z for every address of one target."""
     slots = m.slots.shape[1]
     parts = []
     for first in range(0, k, size := max(1, TEST_DECODES_AT_ONCE[one.x.device.type] // slots)):
         noise = TargetNoise(*key, "summed", targets=one.x_index.flatten(), first=first * slots)
-        s = model.samples_at(model.every_address(m, r, min(size, k - first)), r, noise)
-        parts.append(s.log_w.view(-1, slots))
+        samples = model.samples_at(model.every_address(m, targets, min(size, k - first)), targets, noise)
+        parts.append(samples.log_w.view(-1, slots))
     return torch.cat(parts).double()
 
 

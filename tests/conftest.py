@@ -24,7 +24,7 @@ def strict_torch() -> Iterator[None]:
 
 
 def tiny(
-    *,
+    *overrides: str,
     side: int = 20,
     latent: int = 2,
     dummies: int = 2,
@@ -53,11 +53,12 @@ def tiny(
         f"model.importance_num={importance_num}",
         f"train_spec.objective={objective}",
         *sides,
+        *overrides,
     )
     model = parsers.build_model(config, CPU).to(dtype)
     assert isinstance(model, VMA)
     if gain is not None:
-        torch.manual_seed(3)
+        torch.manual_seed(7)
         for name, value in model.named_parameters():
             if name != "dummies":
                 inputs = value[0].numel() if value.dim() > 1 else 4

@@ -42,14 +42,14 @@ def of(whole: Episodes, positions: list[int]) -> Episodes:
 def at_once(model: VMA, batch: Episodes, k: int) -> dict[str, Tensor]:
     """All K weights in one tensor, and the plain definition."""
     m = model.encode_memory(batch.memory)
-    r = model.encode_targets(batch.x, m)
+    targets = model.encode_targets(batch.x, m)
     noise = TargetNoise(*KEY, targets=batch.x_index.flatten())
-    s = model.importance_samples(batch.x, m, r, noise, k)
+    samples = model.importance_samples(batch.x, m, targets, noise, k)
     parts = {
-        "bound": log_mean_exp(s.log_w),
-        "kl_z": s.kl_z.mean(0),
+        "bound": log_mean_exp(samples.log_w),
+        "kl_z": samples.kl_z.mean(0),
         "target_class": batch.x_class,
-        **model.metrics(m, r, batch),
+        **model.metrics(m, targets, batch),
     }
     return {name: value[:, 0].double() for name, value in parts.items()}
 
@@ -96,11 +96,11 @@ def test_one_dominating_weight_in_any_chunk(tiny_model: Build, monkeypatch: pyte
     def spiked(*arguments: object) -> object:
         nonlocal calls
         calls += 1
-        s = plain(*arguments)  # type: ignore[arg-type]
+        samples = plain(*arguments)  # type: ignore[arg-type]
         if calls == spike:
-            s.log_p_x[3] += 5000
-        weights.append(s.log_w)
-        return s
+            samples.log_p_x[3] += 5000
+        weights.append(samples.log_w)
+        return samples
 
     monkeypatch.setattr(model, "importance_samples", spiked)
     found = importance_bounds(model, batch, KEY, 130, 50)["bound"]

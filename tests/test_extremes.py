@@ -17,7 +17,7 @@ import torch
 from helpers.logs import rows
 from helpers.program import main
 from PIL import Image
-from test_model import Given, episodes, evidence, images, linear_gaussian, linear_targets
+from test_model import GivenNoise, episodes, evidence, images, linear_gaussian, linear_targets
 from torch import Tensor
 
 from data.episodes import Episodes
@@ -27,7 +27,7 @@ from models.vma.model import VMA
 from runtime.randomness import StepNoise
 
 Build = Callable[..., VMA]
-MEANS = Given(torch.zeros(()), torch.zeros(()))  # noise that leaves every z at its mean
+MEANS = GivenNoise(torch.zeros(()), torch.zeros(()))  # noise that leaves every z at its mean
 
 
 def blank(number: int, side: int) -> Tensor:
@@ -148,13 +148,13 @@ def test_both_bounds_stay_below_the_evidence_however_large_the_memory(m: int) ->
     model = linear_gaussian()
     model.q_z.head.loc_and_scale.bias[2:] += 0.5
     x, memory = linear_targets(200, m)
-    remembered = model.encode_memory(memory)
-    recognised = model.encode_targets(x, remembered)
-    whole = (evidence(model, x, memory) + remembered.p_a.logits[0].T).logsumexp(0)
-    sampled = log_mean_exp(model.importance_samples(x, remembered, recognised, StepNoise("cpu", m), 4).log_w)[0]
+    encoded = model.encode_memory(memory)
+    targets = model.encode_targets(x, encoded)
+    whole = (evidence(model, x, memory) + encoded.p_a.logits[0].T).logsumexp(0)
+    sampled = log_mean_exp(model.importance_samples(x, encoded, targets, StepNoise("cpu", m), 4).log_w)[0]
     noise = StepNoise("cpu", m, "every")
-    every = model.samples_at(model.every_address(remembered, recognised, 4), recognised, noise)
-    summed = marginal(every.log_w.unflatten(0, (4, -1)), recognised.q_a.logits.permute(2, 0, 1))[0]
+    every = model.samples_at(model.every_address(encoded, targets, 4), targets, noise)
+    summed = marginal(every.log_w.unflatten(0, (4, -1)), targets.q_a.logits.permute(2, 0, 1))[0]
     for less, more in ((sampled, summed), (summed, whole)):
         gain = more - less
         assert gain.mean() > -4 * gain.std() / math.sqrt(len(gain))

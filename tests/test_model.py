@@ -39,24 +39,24 @@ VMA_YAML = Path(__file__).parents[1] / "configs" / "vma.yaml"
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenNoise:
     """Noise that was drawn before; single numbers stand for all."""
 
-    u: Tensor
-    e: Tensor
+    address: Tensor
+    z: Tensor
 
     def uniform(self, name: str, *shape: int) -> Tensor:
-        return self.u.reshape(shape) if self.u.dim() else self.u.expand(shape)
+        return self.address.reshape(shape) if self.address.dim() else self.address.expand(shape)
 
     def normal(self, name: str, *shape: int) -> Tensor:
-        return self.e.reshape(shape) if self.e.dim() else self.e.expand(shape)
+        return self.z.reshape(shape) if self.z.dim() else self.z.expand(shape)
 
 
-def given_noise(k: int, g: int, t: int, latent: int = 2) -> Given:
+def given_noise(k: int, g: int, t: int, latent: int = 2) -> GivenNoise:
     source = torch.Generator().manual_seed(1)
-    u = torch.rand(k, g, t, generator=source, dtype=torch.float64)
-    u[0] = 0.999  # the last slot, which is a dummy
-    return Given(u, torch.randn(k, g, t, latent, generator=source, dtype=torch.float64))
+    address = torch.rand(k, g, t, generator=source, dtype=torch.float64)
+    address[0] = 0.999  # the last slot, which is a dummy
+    return GivenNoise(address, torch.randn(k, g, t, latent, generator=source, dtype=torch.float64))
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -106,6 +106,8 @@ def decode(network: Decoder, code: Tensor, fine: Tensor, coarse: Tensor) -> Tens
 
 
 def linear_normal(head: DiagonalNormalHead, features: Tensor) -> tuple[Tensor, Tensor]:
+    for layer in head.hidden:
+        features = layer.weight @ features + layer.bias if isinstance(layer, nn.Linear) else features.relu()
     loc, raw = (head.loc_and_scale.weight @ features + head.loc_and_scale.bias).chunk(2)
     return loc, (1 + raw.exp()).log()
 
@@ -119,7 +121,7 @@ def log_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class One:
+class SlowSample:
     """Everything about one sample of one target."""
 
     q_a: Tensor  # [S] log-probabilities
@@ -131,11 +133,13 @@ class One:
     log_q_z: Tensor
 
 
-def one(model: VMA, x: Tensor, memory: Tensor, a: int, e: Tensor, from_prior: bool = False) -> One:
-    """Target x [H, W], memory [M, H, W], address a; z is q(z|x,m_a), or p(z|m_a), at e."""
+def slow_sample(model: VMA, x: Tensor, memory: Tensor, a: int, noise_z: Tensor, from_prior: bool = False) -> SlowSample:
+    """Target x [H, W], memory [M, H, W], address a; z is q(z|x,m_a), or p(z|m_a), at `noise_z`."""
     slots = [*memory, *model.dummies]
     query = encode(model.address_encoder, x)[0]  # type: ignore[arg-type]
     logits = torch.stack([query @ encode(model.address_encoder, slot)[0] for slot in slots])  # type: ignore[arg-type]
+    if model.q_a.scaled:
+        logits = logits / math.sqrt(len(query))
     prior = torch.zeros(len(slots), dtype=x.dtype)
     prior[len(memory) :] = model.p_a.dummy_logits
 
@@ -146,11 +150,11 @@ def one(model: VMA, x: Tensor, memory: Tensor, a: int, e: Tensor, from_prior: bo
         linear_normal(model.q_z.head, torch.cat([target, vector])),
     )
     loc, scale = prior_z if from_prior else posterior_z
-    z = loc + scale * e
+    z = loc + scale * noise_z
     code = model.p_x.memory_code.weight @ vector.relu() + model.p_x.memory_code.bias
     parameters = decode(model.p_x.decoder, torch.cat([z, code]), fine, coarse)  # type: ignore[arg-type]
     bernoulli = isinstance(model.p_x.likelihood, BernoulliPixels)
-    return One(
+    return SlowSample(
         q_a=(logits.exp() / logits.exp().sum()).log(),
         p_a=(prior.exp() / prior.exp().sum()).log(),
         z=z,
@@ -161,26 +165,29 @@ def one(model: VMA, x: Tensor, memory: Tensor, a: int, e: Tensor, from_prior: bo
     )
 
 
-def slow_pick(log_probs: Tensor, u: Tensor) -> int:
+def slow_pick(log_probs: Tensor, uniform: Tensor) -> int:
     below = 0.0
     for a, p in enumerate(log_probs.exp().tolist()):
         below += p
-        if u < below:
+        if uniform < below:
             return a
     raise AssertionError("probabilities do not sum to one")
 
 
-CASES = [  # likelihood, learned prior, T, M, side
+CASES = [  # likelihood, learned prior, T, M, side, more
     ("bernoulli", False, 1, 3, 20),
     ("bernoulli", True, 2, 2, 21),
     ("normal", False, 2, 1, 22),
     ("normal", True, 1, 0, 20),
+    ("bernoulli", True, 2, 3, 20, "model.address_scale=sqrt", "model.head_hidden=5"),
 ]
 
 
-def case(build: Build, likelihood: str, learned: bool, t: int, m: int, side: int) -> tuple[VMA, Tensor, Tensor]:
+def case(
+    build: Build, likelihood: str, learned: bool, t: int, m: int, side: int, *more: str
+) -> tuple[VMA, Tensor, Tensor]:
     """A model, targets x [2, T, H, W] and memories [2, M, H, W]."""
-    model = build(side=side, likelihood=likelihood, learned_prior=learned)
+    model = build(*more, side=side, likelihood=likelihood, learned_prior=learned)
     with torch.no_grad():  # q(a) that leaves something to every slot
         for value in model.address_encoder.vector[-1].parameters():  # type: ignore[index,union-attr]
             value *= 0.3
@@ -194,30 +201,31 @@ def test_samples_and_their_gradients_equal_the_slow_version(tiny_model: Build, a
     k, (g, t), slots = 4, x.shape[:2], memory.shape[1] + 2
     noise = given_noise(k, g, t)
     m = model.encode_memory(memory)
-    s = model.importance_samples(x, m, model.encode_targets(x, m), noise, k)
-    assert (s.a >= slots - 2).any()  # a dummy
-    assert memory.shape[1] == 0 or (s.a < slots - 2).any()
+    samples = model.importance_samples(x, m, model.encode_targets(x, m), noise, k)
+    assert (samples.a >= slots - 2).any()  # a dummy
+    assert memory.shape[1] == 0 or (samples.a < slots - 2).any()
 
     names = ("log_p_x", "log_p_z", "log_p_a", "log_q_z", "log_q_a")
     slow = {name: torch.empty(k, g, t, dtype=torch.float64) for name in names}
     for i, j, n in product(range(k), range(g), range(t)):
-        o = one(model, x[j, n], memory[j], int(s.a[i, j, n]), noise.e[i, j, n])
-        assert slow_pick(o.q_a, noise.u[i, j, n]) == s.a[i, j, n]
-        terms = (o.log_p_x, o.log_p_z, o.p_a[s.a[i, j, n]], o.log_q_z, o.q_a[s.a[i, j, n]])
+        expected = slow_sample(model, x[j, n], memory[j], int(samples.a[i, j, n]), noise.z[i, j, n])
+        assert slow_pick(expected.q_a, noise.address[i, j, n]) == samples.a[i, j, n]
+        log_p_a, log_q_a = (log_probs[samples.a[i, j, n]] for log_probs in (expected.p_a, expected.q_a))
+        terms = (expected.log_p_x, expected.log_p_z, log_p_a, expected.log_q_z, log_q_a)
         for name, value in zip(names, terms, strict=True):
             slow[name][i, j, n] = value
 
     for name in names:
-        torch.testing.assert_close(getattr(s, name), slow[name], rtol=0, atol=1e-10)
+        torch.testing.assert_close(getattr(samples, name), slow[name], rtol=0, atol=1e-10)
     slow_w = slow["log_p_x"] + slow["log_p_z"] + slow["log_p_a"] - slow["log_q_z"] - slow["log_q_a"].detach()
-    torch.testing.assert_close(s.log_w, slow_w, rtol=0, atol=1e-10)
+    torch.testing.assert_close(samples.log_w, slow_w, rtol=0, atol=1e-10)
     torch.testing.assert_close(model.log_weights(x, memory, noise, k), slow_w, rtol=0, atol=1e-10)
 
     weights = torch.randn(2, k, g, t, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     parameters = [p for p in model.parameters() if p.numel()]
     fast_gradients, slow_gradients = (
         torch.autograd.grad((weights[0] * log_w + weights[1] * log_q_a).sum(), parameters)
-        for log_w, log_q_a in [(s.log_w, s.log_q_a), (slow_w, slow["log_q_a"])]
+        for log_w, log_q_a in [(samples.log_w, samples.log_q_a), (slow_w, slow["log_q_a"])]
     )
     for fast_one, slow_one in zip(fast_gradients, slow_gradients, strict=True):
         assert (fast_one - slow_one).abs().max() <= 1e-9 * max(1, slow_one.abs().max().item())
@@ -242,22 +250,23 @@ def test_losses_equal_the_slow_version(tiny_model: Build, arguments: tuple) -> N
 
 
 @torch.no_grad()
-def slow_metrics(model: VMA, batch: Episodes, noise: Given, k: int, g: int, t: int) -> dict[str, float]:
+def slow_metrics(model: VMA, batch: Episodes, noise: GivenNoise, k: int, g: int, t: int) -> dict[str, float]:
     """Noise runs over samples for vimco; for marginal over samples, and within them over slots."""
-    x, memory, e = batch.x[g, t], batch.memory[g], noise.e[:, g, t]
-    any_one = one(model, x, memory, 0, e[0])
+    x, memory, noise_z = batch.x[g, t], batch.memory[g], noise.z[:, g, t]
+    any_one = slow_sample(model, x, memory, 0, noise_z[0])
     q_a, slots = any_one.q_a.exp().tolist(), len(memory) + 2
     if model.objective == "vimco":
-        picks = [slow_pick(any_one.q_a, u) for u in noise.u[:, g, t]]
-        rows = [(1 / k, one(model, x, memory, a, e[i]), a) for i, a in enumerate(picks)]
-        log_w = [o.log_p_x + o.log_p_z + o.p_a[a] - o.log_q_z - o.q_a[a] for _, o, a in rows]
+        picks = [slow_pick(any_one.q_a, uniform) for uniform in noise.address[:, g, t]]
+        rows = [(1 / k, slow_sample(model, x, memory, a, noise_z[i]), a) for i, a in enumerate(picks)]
+        log_w = [slow.log_p_x + slow.log_p_z + slow.p_a[a] - slow.log_q_z - slow.q_a[a] for _, slow, a in rows]
     else:
-        rows = [(q_a[a] / k, one(model, x, memory, a, e[i * slots + a]), a) for i in range(k) for a in range(slots)]
-        log_w = [o.log_p_x + o.log_p_z + o.p_a[a] - o.log_q_z for _, o, a in rows]
+        every = list(product(range(k), range(slots)))
+        rows = [(q_a[a] / k, slow_sample(model, x, memory, a, noise_z[i * slots + a]), a) for i, a in every]
+        log_w = [slow.log_p_x + slow.log_p_z + slow.p_a[a] - slow.log_q_z for _, slow, a in rows]
     return {
         "bound": torch.stack(log_w).logsumexp(0).item() - math.log(k),
-        "kl_z": float(sum(share * (o.log_q_z - o.log_p_z) for share, o, _ in rows)),
-        "reconstruction": float(sum(share * o.log_p_x for share, o, _ in rows)),
+        "kl_z": float(sum(share * (slow.log_q_z - slow.log_p_z) for share, slow, _ in rows)),
+        "reconstruction": float(sum(share * slow.log_p_x for share, slow, _ in rows)),
         "kl_a": sum(q * math.log(q / p) for q, p in zip(q_a, any_one.p_a.exp().tolist(), strict=True)),
         "address_accuracy": sum(q_a[i] for i in range(len(memory)) if batch.memory_class[g, i] == batch.x_class[g, t]),
     }
@@ -271,16 +280,16 @@ def test_pictures_equal_the_slow_version(tiny_model: Build, arguments: tuple) ->
     noise = given_noise(4, g, 1)
     means, a = model.sample(memory, noise, 4)
     for i, j in product(range(4), range(g)):
-        o = one(model, x[j, 0], memory[j], int(a[i, j]), noise.e[i, j, 0], from_prior=True)
-        assert a[i, j] == slow_pick(o.p_a, noise.u[i, j, 0])
-        torch.testing.assert_close(means[i, j], o.mean, rtol=0, atol=1e-10)
+        expected = slow_sample(model, x[j, 0], memory[j], int(a[i, j]), noise.z[i, j, 0], from_prior=True)
+        assert a[i, j] == slow_pick(expected.p_a, noise.address[i, j, 0])
+        torch.testing.assert_close(means[i, j], expected.mean, rtol=0, atol=1e-10)
 
     noise = given_noise(1, g, t)
     means, a = model.reconstruct(x, memory, noise)
     for j, n in product(range(g), range(t)):
-        o = one(model, x[j, n], memory[j], int(a[j, n]), noise.e[0, j, n])
-        assert a[j, n] == slow_pick(o.q_a, noise.u[0, j, n])
-        torch.testing.assert_close(means[j, n], o.mean, rtol=0, atol=1e-10)
+        expected = slow_sample(model, x[j, n], memory[j], int(a[j, n]), noise.z[0, j, n])
+        assert a[j, n] == slow_pick(expected.q_a, noise.address[0, j, n])
+        torch.testing.assert_close(means[j, n], expected.mean, rtol=0, atol=1e-10)
 
 
 # --- the published model ----------------------------------------------------------------------------------------------
@@ -336,7 +345,7 @@ def test_the_order_of_a_memory_means_nothing(tiny_model: Build, learned: bool) -
     order = torch.tensor([2, 0, 3, 1])
     slots = torch.cat([order, torch.tensor([4, 5])])
     noise = given_noise(3 * 6, 2, 2)
-    moved = Given(noise.u, noise.e.view(3, 6, 2, 2, 2)[:, slots].flatten(0, 1))
+    moved = GivenNoise(noise.address, noise.z.view(3, 6, 2, 2, 2)[:, slots].flatten(0, 1))
 
     before, after = model.encode_memory(memory), model.encode_memory(memory[:, order])
     q, moved_q = model.encode_targets(x, before).q_a.logits, model.encode_targets(x, after).q_a.logits
@@ -352,7 +361,7 @@ def test_targets_and_memories_do_not_see_each_other(tiny_model: Build) -> None:
     noise = given_noise(4, 2, 3)
     shared = model.log_weights(x, memory, noise, 4)
     for g, t in product(range(2), range(3)):
-        alone = Given(noise.u[:, g : g + 1, t : t + 1], noise.e[:, g : g + 1, t : t + 1])
+        alone = GivenNoise(noise.address[:, g : g + 1, t : t + 1], noise.z[:, g : g + 1, t : t + 1])
         found = model.log_weights(x[g : g + 1, t : t + 1], memory[g : g + 1], alone, 4)
         torch.testing.assert_close(found[:, 0, 0], shared[:, g, t], rtol=0, atol=1e-10)
 
@@ -376,7 +385,8 @@ def test_same_noise_same_values_and_every_parameter_learns(tiny_model: Build, ob
 def test_dummies_that_start_equal_would_stay_equal(tiny_model: Build) -> None:
     """Under the exact sum, with the same noise for every address, so that only the images can tell slots apart."""
     model = tiny_model(objective="marginal")
-    batch, noise = episodes(images(2, 2, 20, 20), images(2, 1, 20, 20, seed=1)), Given(torch.zeros(()), torch.ones(()))
+    batch = episodes(images(2, 2, 20, 20), images(2, 1, 20, 20, seed=1))
+    noise = GivenNoise(torch.zeros(()), torch.ones(()))
 
     def gradient() -> Tensor:
         (found,) = torch.autograd.grad(model.loss(batch, noise)[0], model.dummies)
@@ -433,15 +443,15 @@ def test_divergence_and_accuracy_of_addresses(tiny_model: Build) -> None:
     """Against sums over all slots; the dummies count against the accuracy."""
     model, x, memory = case(tiny_model, "bernoulli", True, 2, 3, 20)
     m = model.encode_memory(memory)
-    r = model.encode_targets(x, m)
+    targets = model.encode_targets(x, m)
     x_class, memory_class = torch.tensor([[0, 1], [2, 9]]), torch.tensor([[0, 1, 0], [2, 2, 2]])
     batch = replace(episodes(x, memory), x_class=x_class, memory_class=memory_class)
-    metrics = model.metrics(m, r, batch)
+    metrics = model.metrics(m, targets, batch)
     divergence, accuracy = metrics["kl_a"], metrics["address_accuracy"]
     prior = [0.0, 0.0, 0.0, *model.p_a.dummy_logits.tolist()]
     p = [math.exp(v) / sum(map(math.exp, prior)) for v in prior]
     for g, t in product(range(2), range(2)):
-        q = r.q_a.logits[g, t].exp().tolist()
+        q = targets.q_a.logits[g, t].exp().tolist()
         own = [s for s in range(3) if memory_class[g, s] == x_class[g, t]]
         assert divergence[g, t].item() == pytest.approx(sum(q[s] * math.log(q[s] / p[s]) for s in range(5)), abs=1e-12)
         assert accuracy[g, t].item() == pytest.approx(sum(q[s] for s in own), abs=1e-12)
@@ -572,16 +582,16 @@ def test_with_the_exact_posterior_of_z_one_sample_gives_the_evidence() -> None:
     x, memory = linear_targets(6)
     log_p_x = evidence(model, x, memory)  # [S, T]
     m = model.encode_memory(memory)
-    r = model.encode_targets(x, m)
+    targets = model.encode_targets(x, m)
 
     whole = (log_p_x + m.p_a.logits[0].T).logsumexp(0)
     bound = model.loss(episodes(x, memory), StepNoise("cpu", "z"))[1]["bound"][0]
     torch.testing.assert_close(bound, whole, rtol=0, atol=1e-10)
 
-    s = model.importance_samples(x, m, r, StepNoise("cpu", "z and a"), 20)
-    at = s.a[:, 0]
-    expected = log_p_x.gather(0, at) + m.p_a.logits[0, 0][at] - r.q_a.logits[0].T.gather(0, at)
-    torch.testing.assert_close(s.log_w[:, 0], expected, rtol=0, atol=1e-10)
+    samples = model.importance_samples(x, m, targets, StepNoise("cpu", "z and a"), 20)
+    at = samples.a[:, 0]
+    expected = log_p_x.gather(0, at) + m.p_a.logits[0, 0][at] - targets.q_a.logits[0].T.gather(0, at)
+    torch.testing.assert_close(samples.log_w[:, 0], expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("path", ["sampled addresses", "exact sum"])
@@ -593,16 +603,16 @@ def test_bound_converges_to_the_evidence_from_below(path: str) -> None:
     posterior.weight[:LATENT] += 0.1 * torch.randn(LATENT, 2 * PIXELS, generator=torch.Generator().manual_seed(5))
     posterior.bias[LATENT:] += 0.5  # wider than the true one, so that weights have a variance
     m = model.encode_memory(memory)
-    r = model.encode_targets(x, m)
+    targets = model.encode_targets(x, m)
     whole = (evidence(model, x, memory) + m.p_a.logits[0].T).logsumexp(0)
     gaps = []
     for k in (1, 4, 16, 64, 256):
         noise = StepNoise("cpu", "linear", path, k)
         if path == "exact sum":
-            s = model.samples_at(model.every_address(m, r, k), r, noise)
-            bound = marginal(s.log_w.unflatten(0, (k, -1)), r.q_a.logits.permute(2, 0, 1))
+            samples = model.samples_at(model.every_address(m, targets, k), targets, noise)
+            bound = marginal(samples.log_w.unflatten(0, (k, -1)), targets.q_a.logits.permute(2, 0, 1))
         else:
-            bound = log_mean_exp(model.importance_samples(x, m, r, noise, k).log_w)
+            bound = log_mean_exp(model.importance_samples(x, m, targets, noise, k).log_w)
         gaps.append(bound[0] - whole)
     means = [gap.mean().item() for gap in gaps]
     errors = [gap.std().item() / math.sqrt(len(gap)) for gap in gaps]
@@ -619,9 +629,9 @@ def test_bound_converges_to_the_evidence_from_below(path: str) -> None:
 def test_vimco_value_is_the_sampled_bound_of_the_model(tiny_model: Build) -> None:
     model, x, memory = case(tiny_model, "bernoulli", False, 2, 2, 20)
     noise, m = given_noise(3, 2, 2), model.encode_memory(memory)
-    s = model.importance_samples(x, m, model.encode_targets(x, m), noise, 3)
+    samples = model.importance_samples(x, m, model.encode_targets(x, m), noise, 3)
     _, metrics = model.loss(episodes(x, memory), noise)
-    torch.testing.assert_close(metrics["bound"], vimco(s.log_w, s.log_q_a), rtol=0, atol=1e-12)
+    torch.testing.assert_close(metrics["bound"], vimco(samples.log_w, samples.log_q_a), rtol=0, atol=1e-12)
 
 
 def test_features_computed_when_picked_or_ahead_are_the_same(
@@ -679,7 +689,7 @@ def test_decoding_in_parts_changes_nothing(
 class Choosing:
     """Noise that was drawn before, but for the one sample [G, T] that the gradient goes through."""
 
-    drawn: Given
+    drawn: GivenNoise
     chosen: Tensor  # [G, T] in [0, 1)
 
     def uniform(self, name: str, *shape: int) -> Tensor:
@@ -689,7 +699,9 @@ class Choosing:
         return self.drawn.normal(name, *shape)
 
 
-def gradient_of(model: VMA, batch: Episodes, noise: Given | Choosing) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+def gradient_of(
+    model: VMA, batch: Episodes, noise: GivenNoise | Choosing
+) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
     loss, metrics = model.loss(batch, noise)
     return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters()))), metrics
 

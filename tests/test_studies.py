@@ -94,16 +94,16 @@ def test_both_estimators_estimate_the_same_likelihood(tiny_model: Callable[..., 
     one = Episodes(pictures[:, :1], pictures[:, 1:], classes[:, :1], classes, index, classes)
     k = 6000
     m = model.encode_memory(one.memory, precompute_features=True)
-    r = model.encode_targets(one.x, m)
-    log_w = estimator.sampled_weights(model, one, m, r, ("k", 0), k)
-    log_v = estimator.address_weights(model, one, m, r, ("k", 0), k // 5)
+    targets = model.encode_targets(one.x, m)
+    log_w = estimator.sampled_weights(model, one, m, targets, ("k", 0), k)
+    log_v = estimator.address_weights(model, one, m, targets, ("k", 0), k // 5)
     assert log_w.shape == (k,) and log_v.shape == (k // 5, 3 + len(model.dummies))
     found, error = zip(*((log_mean_exp(log), (log - log_mean_exp(log)).exp().std() / len(log) ** 0.5)
                          for log in (log_w, log_v.logsumexp(1))), strict=True)  # fmt: skip
     assert max(error) < 0.1
     assert abs(found[0] - found[1]) < 4 * math.hypot(*error)
     assert torch.equal(
-        estimator.sampled_weights(model, one, m, r, ("k", 0), 7), log_w[:7]
+        estimator.sampled_weights(model, one, m, targets, ("k", 0), 7), log_w[:7]
     )  # more samples, the same first ones
 
 
