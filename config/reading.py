@@ -1,6 +1,8 @@
 """Files and overrides -> one mapping -> `Config`."""
 
+import copy
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,12 +40,12 @@ class ConfigError(UserError):
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a file and those it is based on, changed by `dotted.key=value`.  Raises ConfigError."""
     layers: list[tuple[str, Raw]] = []
-    files: list[Path] = []
+    files: list[str] = []
     asked = ""
     while True:
         try:
             raw = _mapping(strict_yaml.read(path), f"{asked}{path}")
-            files.append(path.resolve())
+            files.append(os.path.realpath(path))
         except StrictYamlError as error:
             raise ConfigError(f"{asked}{path}: {error}") from None
         base = raw.pop("base", None)
@@ -53,7 +55,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         if not isinstance(base, str) or not base or not base.isprintable():
             raise ConfigError(f"{path}: base: value {_shown(base)}: expected the name of a file, such as vma.yaml")
         asked, path = f"{path}: base: ", path.parent / base
-        if path.resolve() in files:
+        if os.path.realpath(path) in files:
             raise ConfigError(f"{asked}{path} is based on this file in turn; one of them has to be complete")
 
 
@@ -110,7 +112,7 @@ def _section(raw: Mapping[str, Any], path: str) -> Raw:
 
 
 def _modernise(raw: Raw, source: str) -> None:
-    """Keys of the published code get their present place, or go."""
+    """Keys of the published code, and of earlier versions of this, get their present place or go."""
     for path in _PUBLISHED_WITHOUT_USE:
         parent, _, last = path.rpartition(".")
         if last in (section := _section(raw, parent)):
@@ -132,7 +134,7 @@ def _merge(below_it: Raw, raw: Mapping[str, Any], prefix: str = "") -> None:
         if isinstance(old, dict) and isinstance(value, dict) and not (other_kind and value["kind"] != old.get("kind")):
             _merge(old, value, f"{path}.")
         else:
-            below_it[key] = dict(value) if isinstance(value, dict) else value
+            below_it[key] = copy.deepcopy(value)
 
 
 def _override(raw: Raw, text: str) -> str:

@@ -364,6 +364,12 @@ def test_a_base_that_is_refused(tmp_path: Path, contents: dict[str, str], expect
     assert "\n" not in str(caught.value)
 
 
+def test_a_base_that_is_a_loop_of_links(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").symlink_to(tmp_path / "b.yaml")
+    with pytest.raises(ConfigError, match=r"base: .*b\.yaml: (no such file|cannot be read)"):
+        config.load(files(tmp_path, a="base: b.yaml"))
+
+
 def test_a_text_without_a_folder_has_no_base() -> None:
     assert "base: unknown key" in refusal("base: vma.yaml\n" + VMA)
     assert "base: unknown key" in refused("base=vma.yaml")
