@@ -178,8 +178,6 @@ def plan(benchmark: Benchmark) -> dict[str, Series]:
     """The series by name.  Raises UserError where batch and sharing do not fit their memories."""
     batch, t = benchmark.config.train_data.batch_size, benchmark.config.train_data.targets_per_memory
     few, memories, many = (4, 16, 64), (8, 32, 128, 512), (50, 1000, 4000)
-    if benchmark.quick:
-        few, memories, many = few[:2], memories[:2], (50, 100)  # type: ignore[assignment]
     unshared = f"training, no sharing, batch {max(1, batch // 4)}, K = 4"
     shared = f"training, {t} targets share a memory, batch {batch}, M = 32"
     series = {
@@ -284,7 +282,7 @@ def measure_processes(benchmark: Benchmark, say: Say) -> dict[str, Any]:
     gpu = benchmark.device.type == "cuda"
     rates = {}
     for count in (1, 2) if not gpu or torch.cuda.device_count() > 1 else (1,):
-        rows, _ = _trained([*_LAUNCHER, str(count)], benchmark, _ROWS, 1 if benchmark.quick else 100 if gpu else 4)
+        rows, _ = _trained([*_LAUNCHER, str(count)], benchmark, _ROWS, 100 if gpu else 4)
         rates[str(count)] = quantity("targets/s", [row["targets_per_s"] for row in rows[1:]])
         say(f"{count} processes: {rates[str(count)]['median']:.4g} targets/s")
     times = {count: rate["median"] / rates["1"]["median"] for count, rate in rates.items()}
@@ -298,18 +296,15 @@ def _trained(
     """The rows of the log of a training, one for `every` steps, and when the last was written."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log.jsonl")
-        values = {
-            "steps": rows * every,
-            "log_every": every,
-            "checkpoint_path": f"{folder}/vma.pt",
-            "log_file": str(log),
-        }
+        values: dict[str, object] = {"steps": rows * every, "log_every": every}
+        values |= {"checkpoint_path": f"{folder}/vma.pt", "log_file": str(log)}
         sets = (*benchmark.overrides, *(f"train_spec.{key}={json.dumps(value)}" for key, value in values.items()))
         device = [] if launcher and benchmark.device.type == "cuda" else ["--device", str(benchmark.device)]
         command = [*launcher, str(_ROOT / "run.py"), "--config", str(benchmark.path), "--train", *device]
         threads = {"OMP_NUM_THREADS": "1"} if launcher and benchmark.device.type == "cpu" else {}
         _run([*command, *(part for one in sets for part in ("--set", one))], threads)
-        found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        lines = log.read_text().splitlines() if log.exists() else []
+        found = [row for row in map(json.loads, lines) if row["subset"] == "train"]
         if len(found) != rows:
             raise BenchmarkError(f"the log of a training has {len(found)} rows, not {rows}")
         return found, log.stat().st_mtime

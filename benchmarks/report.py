@@ -17,11 +17,10 @@ def table(results: Results) -> str:
     machine = hardware.get("gpu", f"{hardware['cpu']}, {hardware['threads']} threads")
     cuda = f", CUDA {software['cuda']}" if "cuda" in software else ""
     side, batch, memory, seconds = (settings[name]["value"] for name in ("side", "batch", "memory", "seconds"))
-    trial = ", a trial, not a measurement" if settings["quick"] else ""
     lines = [
         f"{machine}; torch {software['torch']}{cuda}; {results['date']}",
         f"{settings['config']}: {settings['images']}, {side} x {side}, training with batch {batch}, M = {memory}; "
-        f"medians of {settings['rounds']} rounds of {seconds:g} s{trial}",
+        f"medians of {settings['rounds']} rounds of {seconds:g} s",
     ]
     for name, rows_of in _TABLES.items():
         if part := results.get(name):

@@ -36,7 +36,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rounds", type=int, default=3, metavar="R", help="measurements of each rate (3)")
     p.add_argument("--parts", default=",".join(PARTS), metavar=",".join(PARTS), help="what is measured, all by default")
     p.add_argument("--output", type=Path, default=Path("runs/throughput"), metavar="DIR", help="where files go")
-    p.add_argument("--quick", action="store_true", help="one short round of few sizes: a trial, not a measurement")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                    help=f"override a key; without one train_data.batch_size is {_CPU_BATCH} on the CPU")  # fmt: skip
     return p
@@ -53,8 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.naive and not args.naive.is_file():
         print(f"--naive {args.naive}: there is no such file; name a program that prints its rates", file=sys.stderr)
         return 3
-    if args.quick:
-        args.rounds, args.seconds = 1, min(args.seconds, 0.5)
     try:
         return execute(args)
     except UserError as error:
@@ -76,7 +73,7 @@ def execute(args: argparse.Namespace) -> int:
         print(f"{time.monotonic() - started:6.1f} s  {line}", file=sys.stderr, flush=True)
 
     batch = [f"train_data.batch_size={_CPU_BATCH}"] if device.type == "cpu" else []
-    benchmark = work.benchmark(args.config, [*batch, *args.overrides], device, args.rounds, args.seconds, args.quick)
+    benchmark = work.benchmark(args.config, [*batch, *args.overrides], device, args.rounds, args.seconds)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "speed": lambda: parts.measure_speed(benchmark, args.naive, say),
         "growth": lambda: parts.measure_growth(benchmark, say),
@@ -125,7 +122,6 @@ def described(benchmark: Any, naive: Path | None) -> dict[str, Any]:
         "precision": config.train_spec.precision,
         "rounds": benchmark.rounds,
         "seconds": {"unit": "s", "value": benchmark.seconds},
-        "quick": benchmark.quick,
         "naive": naive.name if naive else None,
     }
     hardware: dict[str, Any] = {

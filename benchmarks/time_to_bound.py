@@ -45,10 +45,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--target", type=float, metavar="NATS", help="the bound to reach, drawn as a line")
     p.add_argument("--interval", type=float, default=0.5, metavar="H", help="core-hours between two tests (0.5)")
     p.add_argument("--limit", type=float, default=12.0, metavar="H", help="core-hours of training, at most (12)")
-    p.add_argument("--classes", type=int, default=1, metavar="C", help="classes in a memory of the test (1)")
-    p.add_argument("--memory", type=int, default=5, metavar="M", help="images in a memory of the test (5)")
+    program.add_cell(p, classes=1, targets=659)
     p.add_argument("--samples", type=int, default=1000, metavar="K", help="importance samples of the test (1000)")
-    p.add_argument("--targets", type=int, default=659, metavar="N", help="targets of the test (659)")
     p.add_argument("--root", metavar="DIR", help="where the data is")
     p.add_argument("--output", type=Path, default=Path("runs/time_to_bound"), metavar="DIR", help="where files go")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",

@@ -40,16 +40,13 @@ class Benchmark:
     device: torch.device
     rounds: int
     seconds: float  # a measurement
-    quick: bool = False
 
     def variant(self, *more: str) -> Config:
         """The configuration with more overrides."""
         return configuration.load(self.path, (*self.overrides, *more))
 
 
-def benchmark(
-    path: Path, overrides: Sequence[str], device: torch.device, rounds: int, seconds: float, quick: bool = False
-) -> Benchmark:
+def benchmark(path: Path, overrides: Sequence[str], device: torch.device, rounds: int, seconds: float) -> Benchmark:
     """The benchmark of the configuration at `path`; on glyphs where its images are not there.
 
     Raises:
@@ -63,7 +60,7 @@ def benchmark(
         config = configuration.load(path, wanted)
     if config.train_data.mixture:
         raise UserError("train_data.mixture: its steps differ in work; measure with --set train_data.mixture=null")
-    return Benchmark(path, wanted, config, device, rounds, seconds, quick)
+    return Benchmark(path, wanted, config, device, rounds, seconds)
 
 
 def _is_there(data: DataConfig) -> bool:

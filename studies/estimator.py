@@ -41,6 +41,7 @@ Bounds = dict[str, np.ndarray]
 
 def parser() -> argparse.ArgumentParser:
     p = program.parser("estimator", __doc__)
+    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
     program.add_cell(p, classes=2)
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="its weights (those of the configuration)")
     p.add_argument("--sizes", type=_sizes, default=SIZES, metavar="K,K,...", help="K, each a divisor of the largest")

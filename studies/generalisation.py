@@ -32,6 +32,7 @@ SUBSETS = {"train": "training classes", "held_out": "held-out classes", "test": 
 
 def parser() -> argparse.ArgumentParser:
     p = program.parser("generalisation", __doc__)
+    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
     program.add_cell(p, classes=1)
     p.add_argument("--checkpoint", type=Path, action="append", required=True, metavar="PATH",
                    help="weights; may be repeated")  # fmt: skip

@@ -38,12 +38,12 @@ def parser(name: str, doc: str) -> Parser:
     return p
 
 
-def add_cell(p: Parser, classes: int) -> None:
-    """The arguments that name a configuration and one cell of its test."""
-    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
+def add_cell(p: Parser, classes: int, targets: int = 200) -> None:
+    """The arguments that name one cell of a test."""
     p.add_argument("--classes", type=int, default=classes, metavar="C", help=f"classes in a memory ({classes})")
     p.add_argument("--memory", type=int, default=5, metavar="M", help="images in a memory (5)")
-    p.add_argument("--targets", type=int, default=200, metavar="N", help="targets, spread over the classes (200)")
+    p.add_argument("--targets", type=int, default=targets, metavar="N",
+                   help=f"targets, spread over the classes ({targets})")  # fmt: skip
 
 
 def cell_overrides(args: argparse.Namespace) -> list[str]:
