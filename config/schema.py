@@ -260,7 +260,9 @@ class ModelConfig(Section):
     address_prior: Literal["uniform", "learned"] = key(
         "uniform", "p(a | M): uniform over memory and dummies, or with a learned logit for each dummy"
     )
-    address_scale: Literal["none", "sqrt"] = key("none", "sqrt: the dot products divided by that of matching_dim")
+    address_scale: Literal["none", "sqrt"] = key(
+        "none", "sqrt: dot products divided by the square root of matching_dim"
+    )
     head_hidden: Natural = key(0, "width of a hidden layer in q(z | x, m_a) and p(z | m_a); 0: linear, as published")
 
 

@@ -406,7 +406,7 @@ def test_dummies_that_start_equal_would_stay_equal(tiny_model: Build) -> None:
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
-def test_pick_follows_the_probabilities() -> None:
+def test_sampled_addresses_follow_the_probabilities() -> None:
     """Chi-square below its mean plus five of its standard deviations; impossible slots are never picked."""
     probs = torch.tensor([[0.0, 0.5, 0.2, 0.0, 0.25, 0.05, 0.0], [0.1, 0.1, 0.2, 0.2, 0.2, 0.1, 0.1]])
     n = 40_000
@@ -421,7 +421,7 @@ def test_pick_follows_the_probabilities() -> None:
         assert chi_square < df + 5 * math.sqrt(2 * df)
 
 
-def test_pick_keeps_to_possible_slots_at_the_ends() -> None:
+def test_sampled_addresses_keep_to_possible_slots_at_the_ends() -> None:
     """At the smallest and the largest number that a generator gives."""
     q = Categorical(probs=torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]))
     assert sample_categorical(q, torch.tensor([0.0, 0.25, 0.75, 1 - 2**-24])).tolist() == [1, 3, 4, 4]
@@ -430,7 +430,7 @@ def test_pick_keeps_to_possible_slots_at_the_ends() -> None:
     assert sample_categorical(Categorical(probs=torch.ones(1)), torch.tensor([0.0, 1 - 2**-24])).tolist() == [0, 0]
 
 
-def test_pick_never_takes_impossible_slots_where_probabilities_round_below_one() -> None:
+def test_sampled_addresses_never_take_impossible_slots_where_probabilities_round_below_one() -> None:
     """float32 sums of probabilities may end below one: what is missing must not fall to a slot of probability zero."""
     logits = 3 * torch.randn(2000, 34, generator=torch.Generator().manual_seed(0))
     logits[:, -2:] = -200
@@ -776,7 +776,7 @@ def gradients(objective: str, use_dreg: bool, perturbed: float, seeds: int) -> d
 
 
 @pytest.mark.parametrize("objective", ["vimco", "marginal"])
-def test_doubly_has_no_noise_where_the_posterior_is_exact(objective: str) -> None:
+def test_dreg_has_no_noise_where_the_posterior_is_exact(objective: str) -> None:
     """log w does not depend on z there, so every sample's gradient for q(z|x,m_a) vanishes; others are untouched."""
     standard, dreg = (gradients(objective, way, 0.0, 1) for way in (False, True))
     for name in standard:
@@ -787,7 +787,7 @@ def test_doubly_has_no_noise_where_the_posterior_is_exact(objective: str) -> Non
 
 
 @pytest.mark.parametrize("objective", ["vimco", "marginal"])
-def test_doubly_has_the_same_mean_and_less_variance(objective: str) -> None:
+def test_dreg_has_the_same_mean_and_less_variance(objective: str) -> None:
     standard, dreg = (gradients(objective, way, 0.4, 300) for way in (False, True))
     for name in ("q_z.head.loc_and_scale.bias", "q_z.head.loc_and_scale.weight", "dummies"):
         difference = (dreg[name] - standard[name]).flatten(1)
