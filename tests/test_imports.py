@@ -19,7 +19,7 @@ LAYERS = (  # each may import what is in a later one
     ("runtime",),
 )
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-SIDEWAYS = {("reports", "evaluator"), ("config", "data"), ("models", "autoencoders")}
+SIDEWAYS = {("benchmarks", "studies"), ("reports", "evaluator"), ("config", "data"), ("models", "autoencoders")}
 
 # Modules -> all that they may import of the project, where that is less than the layers allow.
 LESS = {
