@@ -1,4 +1,4 @@
-"""Bounds of the test targets: ELBO@K of every target of a cell.
+"""Bounds of the test targets: ELBO@K, or the exact log-likelihood, of every target of a cell.
 
 `K` importance samples · `G` memories, one target each (T = 1) · `n` targets of a cell.
 """
@@ -67,11 +67,25 @@ def importance_bounds(
     return {name: values.get(name, missing).squeeze(1).double() for name in METRICS}
 
 
+@torch.no_grad()
+def log_likelihoods(model: MemoryModel, episodes: Episodes) -> dict[str, Tensor]:
+    """What `importance_bounds` returns, where log p(x|M) and its posterior over addresses are known exactly.
+
+    Raises:
+        NotImplementedError: the model only knows bounds.
+    """
+    m = model.encode_memory(episodes.memory, precompute_features=True)
+    log_p, targets = model.log_likelihood(m, model.encode_targets(episodes.x, m))
+    values = {"bound": log_p, "target_class": episodes.x_class, **model.metrics(m, targets, episodes)}
+    nothing = torch.zeros_like(log_p)
+    return {name: values.get(name, nothing).squeeze(1).double() for name in METRICS}
+
+
 def evaluate_cell(
     model: MemoryModel,
     episodes: GridEpisodes,
     key: Sequence[int | str],
-    k: int,
+    k: int | None,
     batch: int,
     chunk: int,
     advance: Callable[[int], object],
@@ -80,6 +94,8 @@ def evaluate_cell(
     save_partial: Callable[[PerTarget], object] = lambda values: None,
 ) -> PerTarget:
     """All targets of a cell, `batch` at a time in every process; `advance` is told how many were done.
+
+    With `k` None their exact log-likelihoods.
 
     `partial_cell` are the values of the first targets, where an earlier run computed them; from time to time process 0
     calls `save_partial` with those so far.
@@ -97,7 +113,9 @@ def evaluate_cell(
             saved = time.monotonic()
         shard = slice(first + batch * processes.rank, min(first + batch * (processes.rank + 1), n))
         if shard.start < n:
-            for name, value in importance_bounds(model, episodes.batch(shard), key, k, chunk).items():
+            batch_of = episodes.batch(shard)
+            found = importance_bounds(model, batch_of, key, k, chunk) if k else log_likelihoods(model, batch_of)
+            for name, value in found.items():
                 values[name][shard] = value.cpu()
         advance(min(batch * processes.world, n - first))
     return {name: processes.all_reduce_sum(value).numpy() for name, value in values.items()}

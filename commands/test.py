@@ -67,7 +67,7 @@ def _origin(config: Config, model: MemoryModel, images: ClassImages) -> str:
         "likelihood": config.model.likelihood,
         "targets": spec.targets or "all",
         "own_class": spec.own_class,
-        "importance_num": spec.importance_num,
+        "importance_num": spec.samples or "exact",
         "seed": spec.seed,
     }
     return json.dumps(origin, sort_keys=True)
@@ -101,7 +101,9 @@ def _evaluate(
     """The values of a cell, from where an earlier run was interrupted in it."""
     config, processes, name = session.config, session.processes, parsers.cell_name(max_batch_cls, timesteps)
     device: torch.device = images.images.device
-    batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, config.test_spec.chunk)
+    spec = config.test_spec
+    at_once = spec.chunk if spec.samples else max(1, timesteps)  # samples, or addresses, of a target
+    batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, at_once)
     episodes = parsers.grid_episodes(config, images, max_batch_cls, timesteps)
     done = processes.broadcast_from_main(partial(store.get_partial, name))
     with tqdm(
@@ -115,8 +117,8 @@ def _evaluate(
         return evaluator.evaluate_cell(
             model,
             episodes,
-            ("test", config.test_spec.seed, name),
-            config.test_spec.importance_num,
+            ("test", spec.seed, name),
+            spec.samples,
             batch,
             chunk,
             bar.update,
@@ -129,8 +131,7 @@ def _evaluate(
 def _rows(store: CellStore, config: Config) -> list[Row]:
     """Of the finished cells, in the order of the grid."""
     finished = ((c, m, store.get(parsers.cell_name(c, m))) for c, m in config.test_cells)
-    k = config.test_spec.importance_num
-    return [table_row(c, m, values, k) for c, m, values in finished if values is not None]
+    return [table_row(c, m, values, config.test_spec.samples) for c, m, values in finished if values is not None]
 
 
 def _write_table(store: CellStore, config: Config) -> None:

@@ -172,6 +172,12 @@ def _metric_samples(test_spec: TestSpec) -> Iterator[Problem]:
         yield "test_spec.metric", text
 
 
+def _exact(model: ModelConfig, test_spec: TestSpec) -> Iterator[Problem]:
+    if test_spec.samples is None and model.latent_dim:
+        text = f"nll is an exact sum over addresses; with model.latent_dim {model.latent_dim} there is only a bound"
+        yield "test_spec.metric", f"{text}; use elbo, or latent_dim 0"
+
+
 def _files(train_spec: TrainSpec, test_spec: TestSpec) -> Iterator[Problem]:
     """Files that are written must not be written over, and be read as what they are."""
     weights, table, log = train_spec.checkpoint_path, test_spec.output_file, train_spec.log_file
@@ -189,5 +195,5 @@ _BESIDE_TABLE = (".csv", ".md", ".png", ".npz", ".resolved.yaml")
 
 _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _train_memories, _held_out, _validation_memory, _same_images, _test_grid, _samples, _dummies, _subset, _warmup,
-    _metric_samples, _files,
+    _metric_samples, _exact, _files,
 )  # fmt: skip

@@ -106,8 +106,8 @@ def one_of(names: Iterable[str]) -> PlainValidator:
 
 
 def _metric(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"elbo(@[1-9][0-9]{0,8})?", value.lower()):
-        raise ValueError("expected elbo, or elbo@N with N equal to importance_num")
+    if not isinstance(value, str) or not re.fullmatch(r"elbo(@[1-9][0-9]{0,8})?|nll", value.lower()):
+        raise ValueError("expected elbo, elbo@N with N equal to importance_num, or nll")
     return value.lower()
 
 
@@ -395,7 +395,9 @@ class TestSpec(Section):
 
     __test__: ClassVar[bool] = False
 
-    metric: Annotated[str, PlainValidator(_metric)] = key("elbo", "the bound with importance_num samples")
+    metric: Annotated[str, PlainValidator(_metric)] = key(
+        "elbo", "the bound with importance_num samples; nll: exact, with latent_dim 0"
+    )
     checkpoint_path: Text | None = key(None, "the weights; null: those of train_spec")
     output_file: Text = key(..., "the table; beside it Markdown, a plot and the bound of every target")
     gpus: Gpus = key("auto", "as in train_spec")
@@ -406,3 +408,8 @@ class TestSpec(Section):
     own_class: bool = key(True, "false: a control, memories of other classes only")
     seed: Natural = key(0, "of memories and noise")
     chunk: Positive | None = key(None, "samples decoded at once; null: as many as fit well")
+
+    @property
+    def samples(self) -> int | None:
+        """K of the bound; None: no samples, the exact log-likelihood."""
+        return None if self.metric == "nll" else self.importance_num

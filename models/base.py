@@ -102,8 +102,8 @@ class MemoryModel(nn.Module, ABC):
     def importance_samples(self, x: Tensor, m: Any, targets: Any, noise: Noise, k: int) -> ImportanceSamples:
         """K samples for each target x [G, T, H, W], from the encoded memory and the encoded targets."""
 
-    def log_likelihood(self, m: Any, targets: Any) -> Tensor:
-        """log p(x|M) [G, T] in nats, exact, of encoded targets.
+    def log_likelihood(self, m: Any, targets: Any) -> tuple[Tensor, Any]:
+        """log p(x|M) [G, T] in nats, exact; and the targets with exact posteriors, as `metrics` takes them.
 
         Raises:
             NotImplementedError: the model only knows bounds.

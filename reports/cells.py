@@ -99,25 +99,28 @@ def _is_whole(values: PerTarget) -> bool:
     return all(value.dtype == np.float64 and value.shape == values["bound"].shape for value in values.values())
 
 
-def table_row(max_batch_cls: int, timesteps: int, values: PerTarget, k: int) -> Row:
-    """The row of a finished cell.  ELBO is minus the mean bound: nats per image, lower is better."""
+def table_row(max_batch_cls: int, timesteps: int, values: PerTarget, k: int | None) -> Row:
+    """The row of a finished cell.  ELBO is minus the mean bound: nats per image, lower is better.
+
+    With `k` None the bound is exact, and the row has NLL instead.
+    """
     bound = values["bound"]
     return {
         "max_batch_cls": max_batch_cls,
         "timesteps": timesteps,
-        "ELBO": -bound.mean(),
+        "NLL" if k is None else "ELBO": -bound.mean(),
         "stderr": standard_error(bound, values["target_class"]),
         "kl_a": values["kl_a"].mean(),
         "kl_z": values["kl_z"].mean(),
         "address_accuracy": values["address_accuracy"].mean(),
         "targets": len(bound),
-        "importance_num": k,
+        **({} if k is None else {"importance_num": k}),
     }
 
 
 def metric(rows: Sequence[Row]) -> str:
-    """The header the field uses, such as ELBO@1000."""
-    return f"ELBO@{rows[0]['importance_num']}"
+    """The header the field uses, NLL or such as ELBO@1000."""
+    return "NLL" if "NLL" in rows[0] else f"ELBO@{rows[0]['importance_num']}"
 
 
 def standard_error(values: np.ndarray, classes: np.ndarray) -> float:

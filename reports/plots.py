@@ -13,7 +13,7 @@ from runtime.files import write_atomically
 
 
 def result_plot(rows: Sequence[Row], config: Config) -> bytes:
-    """ELBO against memory size, one line for each C, bars of two standard errors each way -> a PNG file."""
+    """ELBO or NLL against memory size, one line for each C, bars of two standard errors each way -> a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure((6, 4))
@@ -23,7 +23,7 @@ def result_plot(rows: Sequence[Row], config: Config) -> bytes:
         sizes = [row["timesteps"] + 0.04 * number * max(row["timesteps"], 1) for row in line]  # bars side by side
         axis.errorbar(
             sizes,
-            [row["ELBO"] for row in line],
+            [row["NLL" if "NLL" in row else "ELBO"] for row in line],
             yerr=[2 * row["stderr"] for row in line],
             color=f"C{number}",
             marker="o",

@@ -2,12 +2,20 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers import CPU
+from helpers.config import small_config
+from helpers.program import main
 from torch import Tensor
+from torch.distributions import Categorical
 
+import parsers
+from models.base import EpisodeBatch
 from models.vma import likelihood
 from models.vma.model import VMA
 from runtime.randomness import StepNoise
@@ -33,10 +41,10 @@ def batch(g: int = 2, t: int = 2, m: int = 3) -> Batch:
 
 def log_likelihood(model: VMA, b: Batch) -> Tensor:
     m = model.encode_memory(b.memory)
-    return model.log_likelihood(m, model.encode_targets(b.x, m))
+    return model.log_likelihood(m, model.encode_targets(b.x, m))[0]
 
 
-def one_by_one(model: VMA, b: Batch) -> Tensor:
+def one_by_one(model: VMA, b: EpisodeBatch) -> Tensor:
     """log sum_a p(a) p(x|m_a), one target and one image at a time."""
     slots, p_x = model.slot_images(b.memory), model.p_x
     log_p = torch.zeros(b.x.shape[:2], dtype=torch.float64)
@@ -67,7 +75,8 @@ def test_marginal_loss_is_minus_the_mean_log_likelihood(kind: str, tiny_model: C
     loss, metrics = model.loss(b, StepNoise("cpu", 0))
     exact = log_likelihood(model, b)
     torch.testing.assert_close(metrics["bound"], exact.detach(), rtol=1e-12, atol=0)
-    generator = [p for name, p in model.named_parameters() if not name.startswith("address_encoder")]
+    learn_with_q = ("address_encoder", "dummies")  # which q(a|M,x) sees too
+    generator = [p for name, p in model.named_parameters() if not name.startswith(learn_with_q)]
     found = torch.autograd.grad(loss, generator, allow_unused=True)
     wanted = torch.autograd.grad(-exact.mean(), generator, allow_unused=True)
     for f, w in zip(found, wanted, strict=True):
@@ -75,6 +84,22 @@ def test_marginal_loss_is_minus_the_mean_log_likelihood(kind: str, tiny_model: C
         if f is not None:
             torch.testing.assert_close(f, w, rtol=1e-8, atol=1e-12)
     assert metrics["kl_z"].eq(0).all()
+
+
+def test_exact_posterior_is_that_of_bayes(tiny_model: Callable[..., VMA]) -> None:
+    model, b = tiny_model(latent=0, likelihood="causal", learned_prior=True, gain=0.8), batch(m=4)
+    with torch.no_grad():
+        m = model.encode_memory(b.memory)
+        log_p, targets = model.log_likelihood(m, model.encode_targets(b.x, m))
+        for a in range(4):  # p(a|M,x) = p(a) p(x|m_a) / p(x|M)
+            only = model.encode_memory(b.memory[:, a : a + 1])
+            certain = Categorical(logits=torch.zeros(2, 1, 1, dtype=torch.float64))
+            only = replace(only, slots=only.slots[:, :1], embeddings=only.embeddings[:, :1], p_a=certain)
+            log_p_x, _ = model.log_likelihood(only, model.encode_targets(b.x, only))
+            expected = m.p_a.logits[..., a] + log_p_x - log_p
+            torch.testing.assert_close(targets.q_a.logits[..., a], expected, rtol=1e-10, atol=1e-10)
+    metrics = model.metrics(m, targets, b)
+    assert (metrics["kl_a"] > 0).all() and (metrics["address_accuracy"] < 1).all()
 
 
 @both_likelihoods
@@ -142,3 +167,27 @@ def test_causal_with_z_trains(tiny_model: Callable[..., VMA]) -> None:
     loss.backward()
     assert metrics["kl_z"].shape == (2, 2)
     assert all(p.grad is not None for p in model.p_x.likelihood.parameters())
+
+
+def test_the_program_trains_tests_and_draws_it(tmp_path: Path) -> None:
+    overrides = (
+        "model.likelihood=causal", "model.latent_dim=0", "test_spec.metric=nll", "train_spec.objective=marginal",
+        "train_spec.gradient_samples=1", "train_spec.steps=2", "test_spec.test_params.timesteps=[0, 3]",
+    )  # fmt: skip
+    assert main(tmp_path, "--train", "--test", "--sample", *overrides) == 0
+    header, *rows = (tmp_path / "table.csv").read_text().splitlines()
+    assert header == "max_batch_cls,timesteps,NLL,stderr,kl_a,kl_z,address_accuracy,targets"
+    assert len(rows) == 4
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith("NLL: minus the log-likelihood, an exact sum over addresses, nats per image")
+    assert "ELBO" not in text
+    with np.load(tmp_path / "table.npz") as file:
+        config = small_config(tmp_path, *overrides)
+        model = parsers.build_model(config, CPU).eval()
+        model.load_state_dict(torch.load(tmp_path / "vma.pt", weights_only=True)["model"])
+        episodes = parsers.grid_episodes(config, parsers.test_images(config, CPU), 2, 3)
+        b = episodes.batch(slice(None))
+        assert isinstance(model, VMA)
+        with torch.no_grad():
+            expected = one_by_one(model, b)
+        assert np.abs(file["C=2 M=3/bound"] - expected[:, 0].numpy()).max() < 1e-3

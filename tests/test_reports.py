@@ -55,6 +55,18 @@ def test_the_csv_has_these_columns_and_numbers(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_exact_table_says_so_and_what_the_published_numbers_are() -> None:
+    config = published("model.latent_dim=0", "model.likelihood=causal", "test_spec.metric=nll")
+    exact: dict[str, float | int] = {**row(1, 5), "NLL": 61.25}
+    del exact["ELBO"], exact["importance_num"]
+    text = tables.markdown([exact], config)
+    assert text.startswith("NLL: minus the log-likelihood, an exact sum over addresses, nats per image")
+    (found,) = table(text)
+    assert (found["NLL"], found["published code"], found["paper"]) == ("61.25", "75.3", "76.5")
+    assert text.endswith("These numbers are ELBO@1000, bounds from above on NLL.\n")
+    assert plots.result_plot([exact], config).startswith(b"\x89PNG")
+
+
 def test_published_numbers_stand_beside_their_cells() -> None:
     cells = [*PUBLISHED, (1, 6), (3, 1), (1, 0)]
     found = table(tables.markdown([row(c, m) for c, m in cells], published()))

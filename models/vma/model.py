@@ -247,13 +247,18 @@ class VMA(MemoryModel):
         chunks = zip(z.split(size), m_a.rows.split(size), strict=True)
         return torch.cat([checkpoint(log_prob, *chunk, use_reentrant=False) for chunk in chunks])
 
-    def log_likelihood(self, m: EncodedMemory, targets: EncodedTargets) -> Tensor:
-        """log p(x|M) = log sum_a p(a|M) p(x|m_a), [G, T], nats.  Raises NotImplementedError where there is a z."""
+    def log_likelihood(self, m: EncodedMemory, targets: EncodedTargets) -> tuple[Tensor, EncodedTargets]:
+        """log p(x|M) = log sum_a p(a|M) p(x|m_a), [G, T], nats; and the targets with p(a|M,x) in the place of q(a|M,x).
+
+        Raises:
+            NotImplementedError: where there is a z.
+        """
         if self.latent:
             return super().log_likelihood(m, targets)
         a = self.every_address(m, targets, 1)
         z = targets.x.new_empty(*a.a.shape, 0)
-        return (self._log_p_x(targets, z, a.m_a) + a.log_p_a).double().logsumexp(0)
+        log_joint = (self._log_p_x(targets, z, a.m_a) + a.log_p_a).double()  # [S, G, T]
+        return log_joint.logsumexp(0), replace(targets, q_a=Categorical(logits=log_joint.movedim(0, -1)))
 
     # --- training -----------------------------------------------------------------------------------------------------
 
