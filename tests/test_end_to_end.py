@@ -141,7 +141,7 @@ def test_a_second_test_computes_nothing_and_changes_nothing(run: Path, monkeypat
 
 def other_weights(folder: Path) -> None:
     state = checkpoints.load(folder / "vma.pt")
-    state["model"]["p_z.normal.loc_and_scale.bias"][0] += 0.1
+    state["model"]["p_z.head.loc_and_scale.bias"][0] += 0.1
     checkpoints.save(folder / "vma.pt", state)
 
 
