@@ -1,20 +1,23 @@
 """Files and overrides -> one mapping -> `Config`."""
 
 import copy
+import difflib
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from config import strict_yaml
 from config.comparing import below
 from config.config import Config
-from config.schema import autoencoder_section
+from config.constraints import Problem, contradictions
+from config.schema import AUTOENCODERS, Autoencoder, SchedulerSpec, Section, autoencoder_section, section_of
 from config.strict_yaml import StrictYamlError, shown
 from config.writing import one_line
+from data.registry import DATA_SETS
 from runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -22,7 +25,6 @@ _log = logging.getLogger(__name__)
 # Keys of the published configuration that have no use here: episodes are drawn on the device, without worker processes,
 # the loss is always the full one, and schedulers count steps.
 _PUBLISHED_WITHOUT_USE = ("train_spec.full_loss", "train_spec.scheduler.times", "train_spec.n_jobs", "test_spec.n_jobs")
-_MOVED = {key: f"model.autoencoder.{key.partition('.')[2]}" for key in ("model.channels", "model.hidden")}
 _KEYS_OF_A_KIND = ("train_spec.scheduler", "model.autoencoder")  # which are another kind's in another file
 
 # What val_data and test_data take from train_data where they leave it out.
@@ -37,9 +39,17 @@ class ConfigError(UserError):
     """The configuration is wrong; the message has one line for every mistake."""
 
 
+class _Layer(NamedTuple):
+    """A file, or an override, which replaces what is below its key."""
+
+    source: str
+    raw: Raw
+    replaces: str = ""
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a file and those it is based on, changed by `dotted.key=value`.  Raises ConfigError."""
-    layers: list[tuple[str, Raw]] = []
+    layers: list[_Layer] = []
     files: list[str] = []
     asked = ""
     while True:
@@ -49,7 +59,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         except StrictYamlError as error:
             raise ConfigError(f"{asked}{path}: {error}") from None
         base = raw.pop("base", None)
-        layers.insert(0, (str(path), raw))
+        layers.insert(0, _Layer(str(path), raw))
         if base is None:
             return _resolve(layers, overrides)
         if not isinstance(base, str) or not base or not base.isprintable():
@@ -61,7 +71,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def parse(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration written in `text`; `source` names it in messages.  Raises ConfigError with all mistakes."""
-    return _resolve([(source, _mapping(text, source))], overrides)
+    return _resolve([_Layer(source, _mapping(text, source))], overrides)
 
 
 def _mapping(text: str, source: str) -> Raw:
@@ -74,39 +84,61 @@ def _mapping(text: str, source: str) -> Raw:
     return raw
 
 
-def _resolve(layers: Sequence[tuple[str, Raw]], overrides: Sequence[str]) -> Config:
-    """The configuration of layers, each with its source, of which later ones win."""
-    merged: Raw = {}
-    for source, raw in layers:
-        _modernise(raw, source)
-        _merge(merged, raw)
-    overridden = []
-    for one in overrides:
-        overridden.append(_override(merged, one))
-        _modernise(merged, "--set")
-    given = {f"{section}.{key}" for section in INHERITED for key in _section(merged, section)}
-    given |= {section for section in INHERITED if not isinstance(merged.get(section, {}), dict)}
-    _inherit(merged)
+def _override(text: str) -> _Layer:
+    path, equals, value = text.partition("=")
+    path = path.strip()
+    if not equals or not all(path.split(".")):
+        raise ConfigError(f"--set {shown(text)}: expected dotted.key=value, such as train_spec.steps=200")
     try:
-        return Config.model_validate(merged)
-    except ValidationError as error:
-        problems = [_described(dict(one)) for one in error.errors(include_url=False)]
-    repeated = "train_data" not in merged or any(below(path, ("train_data",)) for path, _ in problems)
+        node: Any = strict_yaml.parse(value)
+    except StrictYamlError as error:
+        hint = "; write null for nothing" if not value.strip() else ""
+        raise ConfigError(f"--set {shown(path)}: {error}{hint}") from None
+    for key in reversed(path.split(".")):
+        node = {key: node}
+    return _Layer("--set", node, path)
+
+
+def _resolve(layers: list[_Layer], overrides: Sequence[str]) -> Config:
+    """The configuration of layers, of which later ones win."""
+    layers = [*layers, *map(_override, overrides)]
+    merged: Raw = {}
+    for source, raw, replaces in layers:
+        _modernise(raw, source)
+        parent, _, last = replaces.rpartition(".")
+        _section(merged, parent).pop(last, None)
+        _merge(merged, raw)
+    problems = list(_correct_keys(merged, Config))
+    inherited = _inherit(merged)
+    sections = {}
+    for name, field in Config.model_fields.items():
+        schema: Any = field.annotation
+        try:
+            if name in merged:
+                sections[name] = schema.model_validate(merged[name])
+            else:
+                problems.append((name, f"missing section; its keys are {', '.join(schema.model_fields)}"))
+        except ValidationError as error:
+            problems += [(_dotted(name, *one["loc"]), _text(**one)) for one in error.errors(include_url=False)]
+    problems += contradictions(sections)
+    if not problems:
+        return Config(**sections)
+    in_train_data = any(below(path, ("train_data",)) for path, _ in problems)
     lines = []
     for path, text in problems:
         origin = path
-        if (section := path.partition(".")[0]) in INHERITED and not below(path.partition("[")[0], given):
-            if repeated:
+        if path.partition("[")[0] in inherited:
+            if in_train_data:
                 continue  # what is wrong in train_data is wrong in those that inherit it
-            origin = path.replace(section, "train_data", 1)
-        lines.append(f"{_source_of(origin, layers, overridden)}: {path}: {text}")
+            origin = "train_data." + path.partition(".")[2]
+        lines.append(f"{_source_of(origin, layers)}: {path}: {text}")
     raise ConfigError("\n".join(lines))
 
 
 def _section(raw: Mapping[str, Any], path: str) -> Raw:
-    """What is below a dotted key; nothing where there is no section."""
+    """What is below a dotted key, or all for ""; nothing where there is no section."""
     node: Any = raw
-    for key in path.split("."):
+    for key in filter(None, path.split(".")):
         node = node.get(key) if isinstance(node, dict) else None
     return node if isinstance(node, dict) else {}
 
@@ -121,8 +153,8 @@ def _modernise(raw: Raw, source: str) -> None:
     model = _section(raw, "model")
     if "autoencoder" in model:
         model["autoencoder"] = autoencoder_section(model["autoencoder"])
-    for old in _MOVED:
-        if (key := old.partition(".")[2]) in model and isinstance(model.setdefault("autoencoder", {}), dict):
+    for key in ("channels", "hidden"):
+        if key in model and isinstance(model.setdefault("autoencoder", {}), dict):
             model["autoencoder"][key] = model.pop(key)
 
 
@@ -137,78 +169,67 @@ def _merge(below_it: Raw, raw: Mapping[str, Any], prefix: str = "") -> None:
             below_it[key] = copy.deepcopy(value)
 
 
-def _override(raw: Raw, text: str) -> str:
-    """Put `dotted.key=value` into `raw` and return the key."""
-    path, equals, value = text.partition("=")
-    path = _MOVED.get(path.strip(), path.strip())
-    *parents, last = path.split(".")
-    if not equals or not all((*parents, last)):
-        raise ConfigError(f"--set {shown(text)}: expected dotted.key=value, such as train_spec.steps=200")
-    try:
-        new = strict_yaml.parse(value)
-    except StrictYamlError as error:
-        hint = "; write null for nothing" if not value.strip() else ""
-        raise ConfigError(f"--set {shown(path)}: {error}{hint}") from None
-    node = raw
-    for key in parents:
-        if node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {shown(path)}: {shown(key)} is a value, not a section")
-    node[last] = new
-    return path
+def _correct_keys(raw: Raw, schema: type[Section], prefix: str = "") -> Iterator[Problem]:
+    """Unknown keys; each becomes the one that was probably meant, so that further mistakes are found at once."""
+    if schema is Autoencoder:
+        schema = AUTOENCODERS.get(str(raw.get("kind", "published")), Autoencoder)
+    known = schema.model_fields
+    for key in [] if schema in (Autoencoder, SchedulerSpec) else [key for key in raw if key not in known]:
+        near, value = difflib.get_close_matches(key, known, n=1), raw.pop(key)
+        if near:
+            raw.setdefault(near[0], value)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+        yield f"{prefix}{shown(key)}", f"unknown key; {hint}"
+    for key, field in known.items():
+        found, section = raw.get(key), section_of(field.annotation)
+        parts = {f"{prefix}{key}[{i}]": one for i, one in enumerate(found)} if isinstance(found, list) else {}
+        for path, part in (parts or {prefix + key: found}).items():
+            if section and isinstance(part, dict):
+                yield from _correct_keys(part, section, f"{path}.")
 
 
-def _inherit(raw: Raw) -> None:
-    """val_data and test_data take from train_data what they leave out."""
-    train = raw.get("train_data")
-    if not isinstance(train, dict):
-        return
+def _inherit(raw: Raw) -> set[str]:
+    """val_data and test_data take from train_data what they leave out; the dotted keys that they did not give."""
+    train = _section(raw, "train_data")
+    if (of := DATA_SETS.get(str(train.get("kind")).lower())) and of.same_classes:
+        train.setdefault("held_out_classes", 0)
+    inherited = set()
     for name, keys in INHERITED.items():
-        section = raw.setdefault(name, {})
-        if not isinstance(section, dict):
-            continue
-        composed = any(key in section for key in _ALTERNATIVES)
-        for key in keys:
-            if key in train and not (composed and key in _ALTERNATIVES):
-                section.setdefault(key, train[key])
+        if isinstance(section := raw.setdefault(name, {}), dict):
+            left_out = [key for key in keys if key not in section]
+            inherited |= {f"{name}.{key}" for key in left_out}
+            composed = any(key in section for key in _ALTERNATIVES)
+            section |= {key: train[key] for key in left_out if key in train and not (composed and key in _ALTERNATIVES)}
+    return inherited
 
 
-def _source_of(path: str, layers: Sequence[tuple[str, Raw]], overridden: Collection[str]) -> str:
+def _source_of(path: str, layers: Sequence[_Layer]) -> str:
     """Where the value at `path` was given, or else the section that lacks it."""
     path = path.partition("[")[0]
-    if below(path, overridden) or any(below(key, (path,)) for key in overridden):
-        return "--set"
     while path:
         parent, _, last = path.rpartition(".")
-        for source, raw in reversed(layers):
-            if last in (_section(raw, parent) if parent else raw):
+        for source, raw, replaces in reversed(layers):
+            if last in _section(raw, parent) or (replaces and below(path, (replaces,))):
                 return source
         path = parent
-    return layers[-1][0]
+    return layers[0].source
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def _described(error: Mapping[str, Any]) -> tuple[str, str]:
-    """Dotted path, and what is wrong there."""
-    first, *rest = error["loc"]
-    path = shown(first) + "".join(f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in rest)
-    if error["type"] == "contradiction":
-        return first, error["msg"].removeprefix(f"{first}: ")
-    if error["type"] == "missing" and not rest:
-        schema = Config.model_fields[first].annotation
-        return path, f"missing section; its keys are {', '.join(schema.model_fields)}"  # type: ignore[union-attr]
-    if error["type"] == "missing":
-        return path, "missing; this key has no default"
-    if error["type"] == "unknown":
-        return path, error["msg"]
-    if error["type"] == "model_type":
-        return path, f"expected a section with keys, found {_kind_of(error['input'])}"
-    text = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return path, f"value {_shown(error['input'])}: {text.replace('a valid integer', 'a whole number')}"
+def _dotted(first: str, *rest: str | int) -> str:
+    return first + "".join(f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in rest)
+
+
+def _text(type: str, msg: str, input: object, **_: object) -> str:
+    """What is wrong, in the words of a user, from one of pydantic's errors."""
+    if type == "missing":
+        return "missing; this key has no default"
+    if type == "model_type":
+        return f"expected a section with keys, found {_kind_of(input)}"
+    text = msg.removeprefix("Value error, ").replace("Input should be", "expected")
+    return f"value {_shown(input)}: {text.replace('a valid integer', 'a whole number')}"
 
 
 def _kind_of(value: object) -> str:

@@ -3,31 +3,27 @@
 The meanings are printed in docs/configuration.md.  What must fit together is in `constraints`.
 """
 
-import difflib
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     PlainValidator,
     SerializeAsAny,
-    ValidationError,
-    ValidationInfo,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.strict_yaml import shown
 from data.registry import DATA_SETS
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "ASGD")
+LIKELIHOODS = ["bernoulli", "normal", "causal"]
 
 _LONGEST_LIST = 1000
 _LARGEST = 10**15
@@ -35,62 +31,15 @@ _LARGEST = 10**15
 # --- types of single values -------------------------------------------------------------------------------------------
 
 
-def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e5
+def expected(what: str, fits: Callable[[Any], object]) -> PlainValidator:
+    """Values that `fits` holds for; the mistake is told with `what` was expected."""
 
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("expected text; put quotes around it if it looks like something else")
-    if not value or not value.isprintable():
-        raise ValueError("expected text that is not empty and has no control characters")
-    return value
-
-
-def _expand(value: object) -> object:
-    """A list of whole numbers as a tuple, with `a..b` written out."""
-    if not isinstance(value, list | tuple):
-        raise ValueError("expected a list of whole numbers, such as [1..5, 10]")
-    numbers: list[object] = []
-    for item in value[: _LONGEST_LIST + 1]:
-        ends = re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", item) if isinstance(item, str) else None
-        if not ends:
-            numbers.append(_whole(item))
-            continue
-        first, last = int(ends[1]), int(ends[2])
-        if not first <= last < first + _LONGEST_LIST:
-            raise ValueError(f"expected a range {item} that rises, by less than {_LONGEST_LIST}")
-        numbers += range(first, last + 1)
-    if len(numbers) > _LONGEST_LIST:
-        raise ValueError(f"expected at most {_LONGEST_LIST} numbers")
-    if twice := sorted(n for n, times in Counter(n for n in numbers if isinstance(n, int)).items() if times > 1):
-        raise ValueError(f"expected every number once, {twice[0]} is there twice")
-    return tuple(numbers)
-
-
-def _gpus(value: object) -> object:
-    if value == "auto":
+    def check(value: object) -> object:
+        if not fits(value):
+            raise ValueError(f"expected {what}")
         return value
-    numbers = _expand(value) if isinstance(value, list | tuple) else None
-    if not isinstance(numbers, tuple) or any(type(n) is not int or n < 0 for n in numbers):
-        raise ValueError("expected auto, [] for the CPU, or a list of GPU numbers such as [0, 1]")
-    return numbers
 
-
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else () if value is None else value
-
-
-def _side(value: object) -> object:
-    """The side of a square image, given as n or as [n, n]."""
-    if not isinstance(value, list | tuple):
-        return _whole(value)
-    if len(value) != 2 or value[0] != value[1]:
-        raise ValueError("expected one number or two equal ones; images are square")
-    return _whole(value[0])
-
-
-LIKELIHOODS = ["bernoulli", "normal", "causal"]
+    return PlainValidator(check)
 
 
 def one_of(names: Iterable[str]) -> PlainValidator:
@@ -105,22 +54,54 @@ def one_of(names: Iterable[str]) -> PlainValidator:
     return PlainValidator(check)
 
 
-def _metric(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"elbo(@[1-9][0-9]{0,8})?|nll", value.lower()):
-        raise ValueError("expected elbo, elbo@N with N equal to importance_num, or nll")
-    return value.lower()
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 1.5e3
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else () if value is None else value
+
+
+def _side(value: object) -> object:
+    """The side of a square image, given as n or as [n, n]."""
+    if not isinstance(value, list):
+        return value
+    if len(value) != 2 or value[0] != value[1]:
+        raise ValueError("expected one number or two equal ones; images are square")
+    return value[0]
+
+
+def _expand(value: object) -> object:
+    """A list of whole numbers as a tuple, with `a..b` written out."""
+    if not isinstance(value, list | tuple):
+        raise ValueError("expected a list of whole numbers, such as [1..5, 10]")
+    numbers: list[object] = []
+    for item in value[: _LONGEST_LIST + 1]:
+        if not isinstance(item, str) or not (ends := re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", item)):
+            numbers.append(_whole(item))
+            continue
+        first, last = int(ends[1]), int(ends[2])
+        if not first <= last < first + _LONGEST_LIST:
+            raise ValueError(f"expected a range {item} that rises, by less than {_LONGEST_LIST}")
+        numbers += range(first, last + 1)
+    if len(numbers) > _LONGEST_LIST:
+        raise ValueError(f"expected at most {_LONGEST_LIST} numbers")
+    if twice := [number for number in numbers if numbers.count(number) > 1]:
+        raise ValueError(f"expected every number once, {twice[0]} is there twice")
+    return tuple(numbers)
+
+
+def _are_gpus(value: object) -> bool:
+    return value == "auto" or (isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value))
 
 
 def _argument(value: object) -> object:
-    """An argument of a scheduler: a number, text, a switch, null, or a list of these (kept as a tuple)."""
+    """An argument of a scheduler: a finite number, text, a switch, null, or a list of these (a tuple here)."""
     if isinstance(value, list | tuple):
         return tuple(_argument(item) for item in value)
-    if isinstance(value, str):
-        return _text(value)
-    if value is not None and not isinstance(value, int | float):
-        raise ValueError("expected a number, text, true or false, or a list of these")
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        raise ValueError("expected a finite number")
+    finite = isinstance(value, int | float) and abs(value) < float("inf")
+    if not (value is None or finite or (isinstance(value, str) and value and value.isprintable())):
+        raise ValueError("expected a finite number, text, true or false, or a list of these")
     return value
 
 
@@ -128,58 +109,48 @@ Whole: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(le=_LARGEST, ge
 Positive: TypeAlias = Annotated[Whole, Field(ge=1)]
 Natural: TypeAlias = Annotated[Whole, Field(ge=0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-Text: TypeAlias = Annotated[str, PlainValidator(_text)]
-Gpus: TypeAlias = Annotated[tuple[int, ...] | Literal["auto"], PlainValidator(_gpus)]
+Side: TypeAlias = Annotated[Whole, Field(ge=20, le=64), BeforeValidator(_side)]
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_tuple)]
 ThreeWidths: TypeAlias = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_tuple)]
-Side: TypeAlias = Annotated[int, BeforeValidator(_side), Field(ge=20, le=64)]
-Likelihood: TypeAlias = Annotated[str, one_of(LIKELIHOODS)]
 Argument: TypeAlias = Annotated[Any, PlainValidator(_argument)]
 PositiveList: TypeAlias = Annotated[tuple[Positive, ...], BeforeValidator(_expand), Field(min_length=1)]
 NaturalList: TypeAlias = Annotated[tuple[Natural, ...], BeforeValidator(_expand), Field(min_length=1)]
+Gpus: TypeAlias = Annotated[
+    tuple[int, ...] | Literal["auto"],
+    expected("auto, [] for the CPU, or a list of GPU numbers such as [0, 1]", _are_gpus),
+    BeforeValidator(lambda value: _expand(value) if isinstance(value, list) else value),
+]
+Text: TypeAlias = Annotated[
+    str,
+    expected(
+        "text that is not empty and has no control characters, in quotes if it looks like something else",
+        lambda value: isinstance(value, str) and value and value.isprintable(),
+    ),
+]
+Metric: TypeAlias = Annotated[
+    str,
+    expected(
+        "elbo, elbo@N with N equal to importance_num, or nll",
+        lambda value: isinstance(value, str) and re.fullmatch(r"(?i:elbo(@[1-9][0-9]{0,8})?|nll)", value),
+    ),
+    AfterValidator(str.lower),
+]
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
-CORRECTED = object()  # context of a validation that only wants the sections with corrected keys
-
-
 class Section(BaseModel):
-    """A mapping in the file.  An unknown key is taken for the one that was probably meant, to find further mistakes."""
+    """A mapping in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _correct_keys(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
-        known = cls.model_fields
-        if not isinstance(values, dict) or cls.model_config["extra"] == "allow" or values.keys() <= known.keys():
-            return handler(values)
-        errors, corrected = [], {key: value for key, value in values.items() if key in known}
-        for key in [key for key in values if key not in known]:
-            if near := difflib.get_close_matches(key, known, n=1):
-                corrected.setdefault(near[0], values[key])
-            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-            errors.append(mistake((key,), "unknown", f"unknown key; {hint}"))
-        try:
-            section = handler(corrected)
-            if info.context is CORRECTED:
-                return section
-        except ValidationError as error:
-            errors += mistakes_of(error)
-        raise ValidationError.from_exception_data(cls.__name__, errors)
 
-
-def mistake(where: tuple[int | str, ...], type_: str, text: str, value: object = None) -> InitErrorDetails:
-    """One line of a ValidationError."""
-    escaped = text.replace("{", "{{").replace("}", "}}")
-    return {"type": PydanticCustomError(type_, escaped), "loc": where, "input": value}
-
-
-def mistakes_of(error: ValidationError) -> list[InitErrorDetails]:
-    """The lines of a ValidationError, to raise again with others."""
-    return [mistake(one["loc"], one["type"], one["msg"], one["input"]) for one in error.errors(include_url=False)]
+def section_of(annotation: Any) -> type[Section] | None:
+    """The schema in a type such as `Section | None` or `tuple[Section, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((section for part in get_args(annotation) if (section := section_of(part))), None)
 
 
 def key(default: Any, meaning: str, **limits: Any) -> Any:
@@ -223,14 +194,13 @@ def autoencoder_section(value: object) -> object:
     return value
 
 
-def _autoencoder(value: object, info: ValidationInfo) -> object:
-    value = autoencoder_section(value)
+def _autoencoder(value: object) -> object:
     if not isinstance(value, dict):
         return value
     kind = value.get("kind", "published")
     if not isinstance(kind, str) or kind not in AUTOENCODERS:
         raise ValueError(f"expected one of the kinds {', '.join(AUTOENCODERS)}")
-    return AUTOENCODERS[kind].model_validate(value, context=info.context)
+    return AUTOENCODERS[kind].model_validate(value)
 
 
 class CausalConfig(Section):
@@ -249,7 +219,7 @@ class ModelConfig(Section):
     autoencoder: Annotated[SerializeAsAny[Autoencoder], BeforeValidator(_autoencoder)] = key(
         PublishedAutoencoder(), "the convolutional encoder and decoder: a name, or a section with `kind`"
     )
-    likelihood: Likelihood = key(
+    likelihood: Annotated[str, one_of(LIKELIHOODS)] = key(
         "bernoulli", "p(x | z, m_a): bernoulli, normal (unit variance) or causal (autoregressive)"
     )
     causal: CausalConfig = key(CausalConfig(), "read with likelihood: causal only")
@@ -314,14 +284,6 @@ class TrainDataConfig(DataConfig):
     mixture: Annotated[tuple[MixtureConfig, ...], BeforeValidator(_tuple)] = key(
         (), "a list of further compositions of memories, one of which is drawn for every step"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _none_of_tested_classes(cls, values: Any) -> Any:
-        kind = values.get("kind") if isinstance(values, dict) else None
-        if isinstance(kind, str) and kind.lower() in DATA_SETS and DATA_SETS[kind.lower()].same_classes:
-            return {"held_out_classes": 0, **values}
-        return values
 
 
 class TestDataConfig(DataConfig):
@@ -395,9 +357,7 @@ class TestSpec(Section):
 
     __test__: ClassVar[bool] = False
 
-    metric: Annotated[str, PlainValidator(_metric)] = key(
-        "elbo", "the bound with importance_num samples; nll: exact, with latent_dim 0"
-    )
+    metric: Metric = key("elbo", "the bound with importance_num samples; nll: exact, with latent_dim 0")
     checkpoint_path: Text | None = key(None, "the weights; null: those of train_spec")
     output_file: Text = key(..., "the table; beside it Markdown, a plot and the bound of every target")
     gpus: Gpus = key("auto", "as in train_spec")

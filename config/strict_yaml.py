@@ -1,8 +1,8 @@
 """A small, strict part of YAML: mappings, lists and scalars, nothing else.
 
 Whatever could grow, recurse or run code (aliases, tags, deep nesting) is refused before anything is built.  Scalars
-follow YAML 1.2 (`1e-4` is a number, `12:30` and `no` are text), except that `1e5` is a whole number and `010`, which
-readers disagree about, is refused.
+follow YAML 1.2 (`1e-4` is a number, `12:30` and `no` are text), except that `1e5` is a whole number, `.inf` and `.nan`
+are text, and `010`, which readers disagree about, is refused.
 """
 
 import re
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import yaml
-from yaml.composer import Composer
 
 Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 
@@ -20,17 +19,10 @@ MAX_NODES = 10_000
 MAX_DIGITS = 18  # fits 63 bits
 MAX_EXACT = 2**53  # up to here every whole number is a float
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # only its parser is used; C is 20 times as fast
-_CONSTANTS: dict[str, bool | None] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-}
-_INTEGER = re.compile(r"[-+]?[0-9]+")
-_AMBIGUOUS = re.compile(r"[-+]?0[0-9]+")
-_WHOLE_EXPONENT = re.compile(r"[-+]?[0-9]+[eE]\+?[0-9]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_INDENTED_BY_TAB = re.compile(r"^ *\t", re.MULTILINE)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C is 20 times as fast
+_CONSTANTS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_CONSTANTS |= {form: _CONSTANTS[form.lower()] for form in ("Null", "NULL", "True", "TRUE", "False", "FALSE")}
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
 class StrictYamlError(ValueError):
@@ -43,12 +35,12 @@ def read(path: Path) -> str:
     Raises StrictYamlError where there is no such file, or one that is too large, unreadable or not text.
     """
     try:
-        if not path.exists():
-            raise StrictYamlError("no such file")
-        if not path.is_file():
+        if path.exists() and not path.is_file():  # a device could be read without end
             raise StrictYamlError(f"expected a file, this is {'a folder' if path.is_dir() else 'something else'}")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise StrictYamlError("no such file") from None
     except OSError as error:
         raise StrictYamlError(f"cannot be read: {error.strerror or error}") from None
     if len(raw) > MAX_BYTES:
@@ -64,17 +56,11 @@ def parse(text: str) -> Value:
     """The value written in `text`.  Raises StrictYamlError."""
     if len(text) > MAX_BYTES:
         raise StrictYamlError(f"longer than {MAX_BYTES:,} characters, so it cannot be a configuration")
-    if tab := _INDENTED_BY_TAB.search(text):
-        line = text.count("\n", 0, tab.start()) + 1
-        raise StrictYamlError(f"line {line}: a tab in the indentation; YAML wants spaces")
+    if tab := re.search(r"^ *\t", text, re.MULTILINE):
+        raise StrictYamlError(f"line {text.count(chr(10), 0, tab.start()) + 1}: a tab in the indentation; use spaces")
     try:
-        loader: Any = type("_Loader", (_Nodes, _LOADER), {"__init__": _LOADER.__init__})(text)
-        if not loader.check_node():
-            raise StrictYamlError("empty")
-        root = loader.get_node()
-        if loader.check_node():
-            _refuse(loader.peek_event(), "a second document; a configuration is one document")
-        return _value(root)
+        _check_events(text)
+        root = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         if "nesting depth" in str(error.problem):  # the parser in C has a limit of its own and looks far ahead
@@ -84,6 +70,9 @@ def parse(text: str) -> Value:
         raise
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the parsers let bad escapes and directives through
         raise StrictYamlError(f"not valid YAML: {str(error).splitlines()[0]}") from None
+    if root is None:
+        raise StrictYamlError("empty")
+    return _value(root)
 
 
 def shown(text: str) -> str:
@@ -93,28 +82,26 @@ def shown(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-class _Nodes(Composer):
-    """PyYAML's composer, which makes a tree of the parser's events, without all that is not strict."""
-
-    number = depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[attr-defined]  # of the parser that this is mixed with
-        self.number += 1
-        if self.number > MAX_NODES:
+def _check_events(text: str) -> None:
+    """Refuse what could grow or run code, as the parser comes upon it."""
+    documents = depth = nodes = 0
+    event: Any
+    for event in yaml.parse(text, Loader=_LOADER):
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        nodes += isinstance(event, yaml.NodeEvent)
+        if documents > 1:
+            _refuse(event, "a second document; a configuration is one document")
+        if depth > MAX_DEPTH:
+            _refuse(event, f"nested deeper than {MAX_DEPTH} levels")
+        if nodes > MAX_NODES:
             _refuse(event, f"more than {MAX_NODES:,} values, so it cannot be a configuration")
         if isinstance(event, yaml.AliasEvent):
             _refuse(event, f"the alias *{event.anchor}; write the value out")
-        if event.anchor is not None:
+        if getattr(event, "anchor", None) is not None:
             _refuse(event, f"the anchor &{event.anchor}; write the value out where it is needed")
-        if event.tag is not None:
+        if getattr(event, "tag", None) is not None:
             _refuse(event, f"the tag {shown(event.tag)}; tags are not read")
-        if self.depth >= MAX_DEPTH and isinstance(event, yaml.CollectionStartEvent):
-            _refuse(event, f"nested deeper than {MAX_DEPTH} levels")
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
 
 
 def _value(node: yaml.Node) -> Value:
@@ -136,17 +123,17 @@ def _scalar(node: yaml.Node) -> Value:
     text: str = node.value
     if text in _CONSTANTS:
         return _CONSTANTS[text]
-    if _AMBIGUOUS.fullmatch(text):
-        plain = text.lstrip("+-0") or "0"
-        _refuse(node, f"{text}: is this decimal or octal? Write {plain}, or '{text}' in quotes for text")
-    if _INTEGER.fullmatch(text):
-        if len(text.lstrip("+-")) > MAX_DIGITS:
-            _refuse(node, f"a whole number of more than {MAX_DIGITS} digits")
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        return int(number) if _WHOLE_EXPONENT.fullmatch(text) and abs(number) <= MAX_EXACT else number
-    return text
+    if not _NUMBER.fullmatch(text):
+        return text
+    digits = text.lstrip("+-")
+    if not digits.isdigit():
+        number = float(text)
+        return int(number) if "." not in text and number.is_integer() and abs(number) <= MAX_EXACT else number
+    if len(digits) > MAX_DIGITS:
+        _refuse(node, f"a whole number of more than {MAX_DIGITS} digits")
+    if digits[0] == "0" and len(digits) > 1:
+        _refuse(node, f"{text}: is this decimal or octal? Write {int(digits)}, or '{text}' in quotes for text")
+    return int(text)
 
 
 def _refuse(where: Any, what: str) -> NoReturn:

@@ -1,14 +1,13 @@
 """The complete configuration as YAML."""
 
-import json
 import re
-from collections.abc import Sequence
 
 import yaml
 
 from config.config import Config
 
 _NOT_PLAIN = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # some are switches to other readers
+_LIST = "tag:yaml.org,2002:seq"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -23,12 +22,8 @@ def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 
-def _write_list(dumper: yaml.SafeDumper, values: Sequence[object]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
-
-
 _Dumper.add_representer(str, _write_text)
-_Dumper.add_representer(tuple, _write_list)
+_Dumper.add_representer(tuple, lambda dumper, values: dumper.represent_sequence(_LIST, values, flow_style=True))
 
 
 def dump(config: Config) -> str:
@@ -38,10 +33,8 @@ def dump(config: Config) -> str:
 
 def one_line(value: object) -> str:
     """A value on one line, as it is written in the file."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(one_line, value))}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {one_line(item)}" for key, item in value.items()) + "}"
-    return str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

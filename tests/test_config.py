@@ -532,9 +532,9 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     [
         ("train_spec.lr=fast", "train_spec.lr: value 'fast': expected a valid number"),
         ("train_spec.lr=0", "train_spec.lr: value 0: expected greater than 0"),
-        ("train_spec.lr=.inf", "train_spec.lr: value inf: expected a finite number"),
-        ("train_spec.lr=.nan", "train_spec.lr: value nan: expected"),
-        ("train_spec.lr=1e999", "train_spec.lr: value inf: expected"),
+        ("train_spec.lr=.inf", "train_spec.lr: value '.inf': expected a valid number"),
+        ("train_spec.lr=.nan", "train_spec.lr: value '.nan': expected"),
+        ("train_spec.lr=1e999", "train_spec.lr: value inf: expected a finite number"),
         ("train_spec.lr=true", "train_spec.lr: value true: expected a valid number"),
         ("train_spec.lr='1e-3'", "train_spec.lr: value '1e-3': expected a valid number"),
         ("train_spec.steps=1.5", "train_spec.steps: value 1.5: expected a whole number"),
@@ -796,12 +796,12 @@ def test_alternative_keys_are_exchanged_by_two_overrides() -> None:
         ("train_spec.steps=[1", "not valid YAML"),
         ("train_spec.steps=010", "decimal or octal"),
         ("train_spec.steps=!!python/name:os.system x", "the tag"),
-        ("train_spec.steps.x=1", "steps is a value, not a section"),
+        ("train_spec.steps.x=1", "train_spec.steps: value {x: 1}: expected a whole number"),
     ],
 )
 def test_overrides_that_are_refused(override: str, expected: str) -> None:
     message = refused(override)
-    assert message.startswith("--set ")
+    assert message.startswith(("--set ", "--set: "))
     assert expected in message
 
 
@@ -925,7 +925,7 @@ def test_a_config_reads_back_to_the_same_object(c: Config) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("test_spec.targets=13181", "test_spec.targets: 13181 is more than the 13180 images of test_data; use null"),
+        ("test_spec.targets=13181", "targets: 13181 is more than 13180, the images of test_data; use up to 13180"),
         ("test_spec.output_file=runs/table.md", "test_spec.output_file: runs/table.md does not end in .csv"),
         ("train_spec.log_file=runs/vma/vma.pt", "train_spec.log_file: runs/vma/vma.pt is the name of another file"),
     ],

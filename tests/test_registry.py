@@ -66,7 +66,7 @@ def test_one_record_carries_a_new_data_set_from_the_file_to_the_episodes(tmp_pat
         ("train_data.max_img_per_class=4", "max_img_per_class: 4 puts 4 images of a class into a memory"),
         ("test_spec.test_params.timesteps=[6]", "test_params.timesteps: 6 is more than 5"),
         ("test_spec.test_params.max_batch_cls=[5]", "test_params.max_batch_cls: 5 is more than 4"),
-        ("test_spec.targets=25", "test_spec.targets: 25 is more than the 24 images"),
+        ("test_spec.targets=25", "test_spec.targets: 25 is more than 24, the images"),
         ("train_data.root=null", "train_data.root: missing; kind dots needs the folder"),
         ("train_data.classes=9", "train_data.classes: 9 is for kind glyphs, this is kind dots"),
         ("train_data.kind=dost", "train_data.kind: value 'dost': expected one of omniglot, mnist, glyphs"),
