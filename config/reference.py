@@ -21,7 +21,7 @@ def page() -> str:
         text += f"\n### {name}\n\n{section.__doc__}\n\n"
         if name in INHERITED:
             inherited = ", ".join(INHERITED[name])
-            text += f"The keys are those of train_data; left out, these are as there: {inherited}.\n"
+            text += f"The keys are those of train_data. If left out, these are taken from there: {inherited}.\n"
             continue
         text += "| key | default, other values | meaning |\n|---|---|---|\n"
         text += "".join(f"| `{key}` | {default} | {meaning} |\n" for key, default, meaning in _rows(section))

@@ -178,7 +178,7 @@ class ResidualAutoencoder(Autoencoder):
     kind: Literal["residual"] = "residual"
     channels: ThreeWidths = key((12, 32, 64), "feature maps at full, half and quarter resolution")
     blocks: Widths = key((2, 2), "residual blocks of the decoder at half and at quarter resolution")
-    address_channels: Widths = key((16, 32), "feature maps of the encoder that addresses, at half and at quarter")
+    address_channels: Widths = key((16, 32), "feature maps of the address encoder at half and at quarter resolution")
 
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {"published": PublishedAutoencoder, "residual": ResidualAutoencoder}
@@ -206,10 +206,10 @@ def _autoencoder(value: object) -> object:
 class CausalConfig(Section):
     """The networks of `likelihood: causal`."""
 
-    trunk_channels: Positive = key(48, "of the masked convolutions that see the target alone")
-    trunk_blocks: Natural = key(3, "and how many blocks of them")
-    fusion_channels: Positive = key(32, "of those that also see what the decoder makes of the memory image")
-    fusion_blocks: Natural = key(2, "and how many blocks of them")
+    trunk_channels: Positive = key(48, "channels of the masked convolutions that see only the target")
+    trunk_blocks: Natural = key(3, "number of their blocks")
+    fusion_channels: Positive = key(32, "channels of the masked convolutions that also see the decoder's output")
+    fusion_blocks: Natural = key(2, "number of their blocks")
 
 
 class ModelConfig(Section):
@@ -222,7 +222,7 @@ class ModelConfig(Section):
     likelihood: Annotated[str, one_of(LIKELIHOODS)] = key(
         "bernoulli", "p(x | z, m_a): bernoulli, normal (unit variance) or causal (autoregressive)"
     )
-    causal: CausalConfig = key(CausalConfig(), "read with likelihood: causal only")
+    causal: CausalConfig = key(CausalConfig(), "networks of the causal likelihood; not read with others")
     latent_dim: Natural = key(64, "size of z; 0: no z")
     matching_dim: Positive = key(200, "size of the embeddings whose dot products address the memory")
     importance_num: Positive = key(4, "K, samples of (a, z) a target in training; vimco needs 2 or more")
@@ -231,7 +231,7 @@ class ModelConfig(Section):
         "uniform", "p(a | M): uniform over memory and dummies, or with a learned logit for each dummy"
     )
     address_scale: Literal["none", "sqrt"] = key(
-        "none", "sqrt: dot products divided by the square root of matching_dim"
+        "none", "sqrt: dot products are divided by the square root of matching_dim"
     )
     head_hidden: Natural = key(0, "width of a hidden layer in q(z | x, m_a) and p(z | m_a); 0: linear, as published")
 
@@ -249,7 +249,7 @@ class DataConfig(Section):
     iter: Positive | None = key(None, "steps in an epoch (1000 for null); read in train_data only")
     resize: Side = key(26, "side of the images in pixels, 20 to 64")
     split: Literal["official", "45-5"] = key("official", "classes to train on and to test; omniglot only")
-    resample: Literal["nearest-exact", "nearest", "maxpool"] = key("nearest-exact", "how they get there")
+    resample: Literal["nearest-exact", "nearest", "maxpool"] = key("nearest-exact", "how images are resized")
     classes: Positive = key(200, "classes drawn for training; glyphs only")
 
 
@@ -267,7 +267,9 @@ class AugmentConfig(Section):
 class MixtureConfig(Section):
     """One more composition of memories to train with, drawn for a step with a probability ~ `weight`."""
 
-    weight: float = key(1.0, "how often, where the composition of train_data itself has 1", ge=1e-6, le=1e6)
+    weight: float = key(
+        1.0, "how often, relative to the composition of train_data itself, whose weight is 1", ge=1e-6, le=1e6
+    )
     timesteps: Positive = key(..., "as in train_data, like the next keys")
     exact: bool = True
     max_img_per_class: Positive | None = None
@@ -279,7 +281,7 @@ class TrainDataConfig(DataConfig):
     """The images of training; those of validation are taken from them, class by class."""
 
     targets_per_memory: Positive = key(1, "targets that share a memory, equally many of each class in it")
-    held_out_classes: Natural = key(48, "classes kept for validation, chosen by the seed; 0 for mnist, all tested")
+    held_out_classes: Natural = key(48, "classes for validation only, chosen by the seed; 0 for mnist")
     augment: AugmentConfig | None = key(None, "random maps of classes")
     mixture: Annotated[tuple[MixtureConfig, ...], BeforeValidator(_tuple)] = key(
         (), "a list of further compositions of memories, one of which is drawn for every step"
@@ -320,22 +322,24 @@ class TrainSpec(Section):
 
     checkpoint_path: Text = key(..., "the best weights; the state for resuming is NAME.last.pt beside them")
     log_file: Text | None = key(None, "one line of JSON every log_every steps; null: none")
-    gpus: Gpus = key("auto", "their numbers; auto: all that the batch divides among; []: the CPU")
-    init_from: Text | None = key(None, "a checkpoint whose weights to begin with")
+    gpus: Gpus = key("auto", "numbers of GPUs; auto: the most that divide the batch; []: the CPU")
+    init_from: Text | None = key(None, "a checkpoint, to start from its weights")
     steps: Positive = key(..., "length of the training")
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = key("Adam", "a class of torch.optim")
     lr: float = key(..., "learning rate", gt=0)
     weight_decay: float = key(0.0, "of the optimizer", ge=0)
-    scheduler: SchedulerSpec | None = key(None, "of the learning rate, counted in steps")
+    scheduler: SchedulerSpec | None = key(None, "schedule of the learning rate, counted in steps")
     seed: Natural = key(0, "of weights, episodes, noise and the choice of held-out classes")
     objective: Literal["vimco", "marginal"] = key("vimco", "marginal is the exact sum over addresses")
     z_gradient: Literal["standard", "dreg"] = key(
         "standard", "dreg is the doubly reparameterised one, for q(z | x, m_a)"
     )
-    gradient_samples: Literal["all", 1] = key("all", "1: through one of the K, drawn by its weight")
+    gradient_samples: Literal["all", 1] = key(
+        "all", "samples the gradient goes through: all K, or 1, drawn by its weight"
+    )
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks in training")
     grad_clip: Annotated[float, Field(gt=0)] | None = key(None, "largest norm of the gradient")
-    ema_decay: float = key(0.0, "weights averaged over steps, which are tested; 0: off", ge=0, lt=1)
+    ema_decay: float = key(0.0, "of the moving average of the weights that is tested; 0: off", ge=0, lt=1)
     warmup: Natural = key(0, "steps over which the learning rate rises to lr")
     val_every: Positive | None = key(None, "steps between validations; null: an epoch (train_data.iter)")
     val_targets: Positive = key(2000, "targets of one validation, always the same ones")
@@ -363,11 +367,11 @@ class TestSpec(Section):
     gpus: Gpus = key("auto", "as in train_spec")
     test_params: TestParams = key(..., "the grid: one cell for every pair of the two")
     importance_num: Positive = key(1000, "K")
-    targets: Positive | None = key(None, "of a cell, spread evenly over classes; null: every image once")
+    targets: Positive | None = key(None, "targets per cell, spread evenly over classes; null: every image once")
     subset: Literal["test", "train", "held_out"] = key("test", "the classes of targets and memories")
     own_class: bool = key(True, "false: a control, memories of other classes only")
     seed: Natural = key(0, "of memories and noise")
-    chunk: Positive | None = key(None, "samples decoded at once; null: as many as fit well")
+    chunk: Positive | None = key(None, "samples decoded at once; null: as many as suit the device")
 
     @property
     def samples(self) -> int | None:
