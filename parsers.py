@@ -16,7 +16,7 @@ from autoencoders.base import Architecture
 from autoencoders.published import Published
 from autoencoders.residual import Residual
 from config import Config, DataConfig, MixtureConfig, ModelConfig, SchedulerSpec, TrainDataConfig, TrainSpec
-from config.constraints import counts, episode_spec
+from config.constraints import episode_spec
 from data.augmentation import Augmentation, RandomMaps, Warp
 from data.composition import EpisodeSpec
 from data.episodes import EpisodeLoader, GridEpisodes, MixedLoader, spread_targets
@@ -114,7 +114,7 @@ def _naming_the_smallest_class(path: str, data: DataConfig, images: ClassImages)
     try:
         yield
     except UserError as error:
-        if counts(data, "train"):
+        if DATA_SETS[data.kind].counts(data, "train"):
             raise
         fewest = int(images.counts.argmin())
         there = f"{images.names[fewest]} has {images.counts[fewest]} images, the fewest of {images.num_classes} classes"

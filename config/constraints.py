@@ -26,20 +26,10 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[Problem]:
             yield from check(*(sections[name] for name in needed))
 
 
-def counts(data: DataConfig, subset: str) -> Counts | None:
-    """How much there is to draw from, where it is known before the images are read."""
-    return DATA_SETS[data.kind].counts(data, subset)
-
-
 def episode_spec(data: DataConfig | MixtureConfig) -> EpisodeSpec:
     """How the memories of a section are composed."""
-    return EpisodeSpec(
-        timesteps=data.timesteps,
-        exact=data.exact,
-        max_img_per_class=data.max_img_per_class,
-        max_batch_cls=data.max_batch_cls,
-        targets_per_memory=getattr(data, "targets_per_memory", 1),
-    )
+    keys = ("timesteps", "exact", "max_img_per_class", "max_batch_cls", "targets_per_memory")
+    return EpisodeSpec(**{key: getattr(data, key) for key in keys if hasattr(data, key)})
 
 
 # --- images and memories ----------------------------------------------------------------------------------------------
@@ -48,12 +38,14 @@ def episode_spec(data: DataConfig | MixtureConfig) -> EpisodeSpec:
 def _train_data(train_data: TrainDataConfig) -> Iterator[Problem]:
     """Every composition must fit the batch, and the classes that are not held out."""
     yield from _keys_of_other_kinds("train_data", train_data)
-    kind, held, there = train_data.kind, train_data.held_out_classes, counts(train_data, "train")
-    path = "train_data.held_out_classes"
-    if DATA_SETS[kind].same_classes and held:
-        yield path, f"{held} classes cannot be held out where all classes of kind {kind} are tested; use 0"
+    kind, held, data_set = train_data.kind, train_data.held_out_classes, DATA_SETS[train_data.kind]
+    there = data_set.counts(train_data, "train")
+    if data_set.same_classes and held:
+        text = f"{held} classes cannot be held out where all classes of kind {kind} are tested; use 0"
+        yield "train_data.held_out_classes", text
     elif there and held >= there.classes:
-        yield path, f"{held} leaves nothing to train on, kind {kind} has {there.classes} classes; use fewer"
+        text = f"{held} leaves nothing to train on, kind {kind} has {there.classes} classes; use fewer"
+        yield "train_data.held_out_classes", text
     elif there:
         there = there._replace(classes=there.classes - held)
     yield from _composition("train_data", train_data, there, train_data.batch_size)
@@ -64,14 +56,13 @@ def _train_data(train_data: TrainDataConfig) -> Iterator[Problem]:
 
 def _val_data(train_data: TrainDataConfig, val_data: DataConfig) -> Iterator[Problem]:
     """Validation draws its memories from the held-out classes; without any there is no validation."""
+    data_set = DATA_SETS[train_data.kind]
     yield from _keys_of_other_kinds("val_data", val_data)
-    yield from _same_images(train_data, "val_data", val_data)
-    if val_data.kind == train_data.kind and "classes" in DATA_SETS[train_data.kind].reads:
-        yield from _same(train_data, "val_data", val_data, "classes")
-    problems = list(_composition("val_data", val_data, counts(train_data, "train"), val_data.batch_size))
-    yield from problems
+    yield from _same(train_data, "val_data", val_data, "kind", "resize", "resample", "split", "classes")
+    there = data_set.counts(train_data, "train")
+    yield from (problems := list(_composition("val_data", val_data, there, val_data.batch_size)))
     held, needed = train_data.held_out_classes, episode_spec(val_data).most_classes
-    if not problems and not DATA_SETS[train_data.kind].same_classes and 0 < held < needed:
+    if not problems and not data_set.same_classes and 0 < held < needed:
         text = f"{held} classes are too few for a memory of val_data, which may need {needed} (timesteps"
         way_out = f"use 0 (no validation), {needed} or more, or a smaller val_data.timesteps"
         yield "train_data.held_out_classes", f"{text} {val_data.timesteps}); {way_out}"
@@ -79,7 +70,7 @@ def _val_data(train_data: TrainDataConfig, val_data: DataConfig) -> Iterator[Pro
 
 def _test_data(train_data: TrainDataConfig, test_data: TestDataConfig) -> Iterator[Problem]:
     yield from _keys_of_other_kinds("test_data", test_data)
-    yield from _same_images(train_data, "test_data", test_data)
+    yield from _same(train_data, "test_data", test_data, "kind", "resize", "resample", "split")
 
 
 def _composition(
@@ -102,27 +93,23 @@ def _keys_of_other_kinds(section: str, data: DataConfig) -> Iterator[Problem]:
             yield f"{section}.{key}", f"{text} or leave it out"
 
 
-def _same_images(train_data: TrainDataConfig, section: str, data: DataConfig) -> Iterator[Problem]:
-    for key in ("kind", "resize", "resample", "split"):
-        yield from _same(train_data, section, data, key)
-
-
-def _same(train_data: TrainDataConfig, section: str, data: DataConfig, key: str) -> Iterator[Problem]:
-    here, there = getattr(data, key), getattr(train_data, key)
-    if here != there:
-        yield f"{section}.{key}", f"{here} differs from train_data.{key} {there}; use the same for both"
+def _same(train_data: TrainDataConfig, section: str, data: DataConfig, *keys: str) -> Iterator[Problem]:
+    for key in keys:
+        here, there = getattr(data, key), getattr(train_data, key)
+        if here != there:
+            yield f"{section}.{key}", f"{here} differs from train_data.{key} {there}; use the same for both"
 
 
 def _test_grid(test_data: TestDataConfig, test_spec: TestSpec) -> Iterator[Problem]:
     """Every cell draws by max_batch_cls with exact: false, so one class may have to fill a memory."""
-    there = counts(test_data, "test")
+    there = DATA_SETS[test_data.kind].counts(test_data, "test")
     if test_spec.subset != "test" or there is None:
         return  # the episodes check
     grid = test_spec.test_params
     for key, values, most, what in (
         ("test_params.timesteps", grid.timesteps, there.smallest - 1, "images of a class of test_data less the target"),
         ("test_params.max_batch_cls", grid.max_batch_cls, there.classes, "classes of test_data"),
-        ("targets", [test_spec.targets or 0], there.images, "images of test_data"),
+        ("targets", (test_spec.targets or 0,), there.images, "images of test_data"),
     ):
         if large := [value for value in values if value > most]:
             yield f"test_spec.{key}", f"{large[0]} is more than {most}, the {what}; use up to {most}"

@@ -14,7 +14,7 @@ from config import strict_yaml
 from config.comparing import below
 from config.config import Config
 from config.constraints import Problem, contradictions
-from config.schema import AUTOENCODERS, Autoencoder, SchedulerSpec, Section, autoencoder_section, section_of
+from config.schema import AUTOENCODERS, Autoencoder, SchedulerSpec, Section, section_of
 from config.strict_yaml import StrictYamlError, shown
 from config.writing import one_line
 from data.registry import DATA_SETS
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 # Keys of the published configuration that have no use here: episodes are drawn on the device, without worker processes,
 # the loss is always the full one, and schedulers count steps.
 _PUBLISHED_WITHOUT_USE = ("train_spec.full_loss", "train_spec.scheduler.times", "train_spec.n_jobs", "test_spec.n_jobs")
+_OTHER_NAMES = {"vma": "published", "omniglot": "published"}  # of an autoencoder, there and in earlier versions of this
 _KEYS_OF_A_KIND = ("train_spec.scheduler", "model.autoencoder")  # which are another kind's in another file
 
 # What val_data and test_data take from train_data where they leave it out.
@@ -53,11 +54,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     files: list[str] = []
     asked = ""
     while True:
-        try:
-            raw = _mapping(strict_yaml.read(path), f"{asked}{path}")
-            files.append(os.path.realpath(path))
-        except StrictYamlError as error:
-            raise ConfigError(f"{asked}{path}: {error}") from None
+        raw = _mapping(path, f"{asked}{path}")
+        files.append(os.path.realpath(path))
         base = raw.pop("base", None)
         layers.insert(0, _Layer(str(path), raw))
         if base is None:
@@ -74,9 +72,10 @@ def parse(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
     return _resolve([_Layer(source, _mapping(text, source))], overrides)
 
 
-def _mapping(text: str, source: str) -> Raw:
+def _mapping(written: str | Path, source: str) -> Raw:
+    """What is written in a text or a file."""
     try:
-        raw = strict_yaml.parse(text)
+        raw = strict_yaml.parse(strict_yaml.read(written) if isinstance(written, Path) else written)
     except StrictYamlError as error:
         raise ConfigError(f"{source}: {error}") from None
     if not isinstance(raw, dict):
@@ -110,16 +109,7 @@ def _resolve(layers: list[_Layer], overrides: Sequence[str]) -> Config:
         _merge(merged, raw)
     problems = list(_correct_keys(merged, Config))
     inherited = _inherit(merged)
-    sections = {}
-    for name, field in Config.model_fields.items():
-        schema: Any = field.annotation
-        try:
-            if name in merged:
-                sections[name] = schema.model_validate(merged[name])
-            else:
-                problems.append((name, f"missing section; its keys are {', '.join(schema.model_fields)}"))
-        except ValidationError as error:
-            problems += [(_dotted(name, *one["loc"]), _text(**one)) for one in error.errors(include_url=False)]
+    sections = {name: section for name in Config.model_fields if (section := _validated(name, merged, problems))}
     problems += contradictions(sections)
     if not problems:
         return Config(**sections)
@@ -133,6 +123,19 @@ def _resolve(layers: list[_Layer], overrides: Sequence[str]) -> Config:
             origin = "train_data." + path.partition(".")[2]
         lines.append(f"{_source_of(origin, layers)}: {path}: {text}")
     raise ConfigError("\n".join(lines))
+
+
+def _validated(name: str, raw: Raw, problems: list[Problem]) -> Any:
+    """The section of that name, or else None and what is wrong with it added to the problems."""
+    schema: Any = Config.model_fields[name].annotation
+    if name not in raw:
+        problems.append((name, f"missing section; its keys are {', '.join(schema.model_fields)}"))
+        return None
+    try:
+        return schema.model_validate(raw[name])
+    except ValidationError as error:
+        problems += [(_dotted(name, *one["loc"]), _text(**one)) for one in error.errors(include_url=False)]
+        return None
 
 
 def _section(raw: Mapping[str, Any], path: str) -> Raw:
@@ -151,8 +154,10 @@ def _modernise(raw: Raw, source: str) -> None:
             del section[last]
             _log.warning("%s: %s has no use here and is ignored", source, path)
     model = _section(raw, "model")
-    if "autoencoder" in model:
-        model["autoencoder"] = autoencoder_section(model["autoencoder"])
+    if isinstance(name := model.get("autoencoder"), str):
+        model["autoencoder"] = {"kind": name}
+    if isinstance(kind := _section(model, "autoencoder").get("kind"), str):
+        model["autoencoder"]["kind"] = _OTHER_NAMES.get(kind.lower(), kind.lower())
     for key in ("channels", "hidden"):
         if key in model and isinstance(model.setdefault("autoencoder", {}), dict):
             model["autoencoder"][key] = model.pop(key)

@@ -6,18 +6,9 @@ The meanings are printed in docs/configuration.md.  What must fit together is in
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    SerializeAsAny,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from config.strict_yaml import shown
 from data.registry import DATA_SETS
@@ -27,11 +18,13 @@ LIKELIHOODS = ["bernoulli", "normal", "causal"]
 
 _LONGEST_LIST = 1000
 _LARGEST = 10**15
+_RANGE = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
+_METRIC = re.compile(r"elbo(@[1-9][0-9]{0,8})?|nll", re.IGNORECASE)
 
 # --- types of single values -------------------------------------------------------------------------------------------
 
 
-def expected(what: str, fits: Callable[[Any], object]) -> PlainValidator:
+def expected(what: str, fits: Callable[[Any], object]) -> BeforeValidator:
     """Values that `fits` holds for; the mistake is told with `what` was expected."""
 
     def check(value: object) -> object:
@@ -39,10 +32,10 @@ def expected(what: str, fits: Callable[[Any], object]) -> PlainValidator:
             raise ValueError(f"expected {what}")
         return value
 
-    return PlainValidator(check)
+    return BeforeValidator(check)
 
 
-def one_of(names: Iterable[str]) -> PlainValidator:
+def one_of(names: Iterable[str]) -> BeforeValidator:
     """One of the names, which may be written in any case."""
 
     def check(value: object) -> str:
@@ -51,7 +44,7 @@ def one_of(names: Iterable[str]) -> PlainValidator:
             raise ValueError(f"expected one of {', '.join(names)}")
         return found[0]
 
-    return PlainValidator(check)
+    return BeforeValidator(check)
 
 
 def _whole(value: object) -> object:
@@ -77,7 +70,7 @@ def _expand(value: object) -> object:
         raise ValueError("expected a list of whole numbers, such as [1..5, 10]")
     numbers: list[object] = []
     for item in value[: _LONGEST_LIST + 1]:
-        if not isinstance(item, str) or not (ends := re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", item)):
+        if not isinstance(item, str) or not (ends := _RANGE.fullmatch(item)):
             numbers.append(_whole(item))
             continue
         first, last = int(ends[1]), int(ends[2])
@@ -91,6 +84,10 @@ def _expand(value: object) -> object:
     return tuple(numbers)
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and value.isprintable()
+
+
 def _are_gpus(value: object) -> bool:
     return value == "auto" or (isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value))
 
@@ -100,7 +97,7 @@ def _argument(value: object) -> object:
     if isinstance(value, list | tuple):
         return tuple(_argument(item) for item in value)
     finite = isinstance(value, int | float) and abs(value) < float("inf")
-    if not (value is None or finite or (isinstance(value, str) and value and value.isprintable())):
+    if not (value is None or finite or _is_text(value)):
         raise ValueError("expected a finite number, text, true or false, or a list of these")
     return value
 
@@ -112,7 +109,7 @@ Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Side: TypeAlias = Annotated[Whole, Field(ge=20, le=64), BeforeValidator(_side)]
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_tuple)]
 ThreeWidths: TypeAlias = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_tuple)]
-Argument: TypeAlias = Annotated[Any, PlainValidator(_argument)]
+Argument: TypeAlias = Annotated[Any, BeforeValidator(_argument)]
 PositiveList: TypeAlias = Annotated[tuple[Positive, ...], BeforeValidator(_expand), Field(min_length=1)]
 NaturalList: TypeAlias = Annotated[tuple[Natural, ...], BeforeValidator(_expand), Field(min_length=1)]
 Gpus: TypeAlias = Annotated[
@@ -122,19 +119,14 @@ Gpus: TypeAlias = Annotated[
 ]
 Text: TypeAlias = Annotated[
     str,
-    expected(
-        "text that is not empty and has no control characters, in quotes if it looks like something else",
-        lambda value: isinstance(value, str) and value and value.isprintable(),
-    ),
+    expected("text that is not empty and has no control characters, in quotes if it looks like a number", _is_text),
 ]
 Metric: TypeAlias = Annotated[
     str,
-    expected(
-        "elbo, elbo@N with N equal to importance_num, or nll",
-        lambda value: isinstance(value, str) and re.fullmatch(r"(?i:elbo(@[1-9][0-9]{0,8})?|nll)", value),
-    ),
     AfterValidator(str.lower),
+    expected("elbo, elbo@N with N equal to importance_num, or nll", lambda value: _METRIC.fullmatch(str(value))),
 ]
+Likelihood: TypeAlias = Annotated[str, one_of(LIKELIHOODS)]
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------
@@ -182,16 +174,6 @@ class ResidualAutoencoder(Autoencoder):
 
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {"published": PublishedAutoencoder, "residual": ResidualAutoencoder}
-_OTHER_NAMES = {"vma": "published", "omniglot": "published"}  # of the published code, and of earlier versions of this
-
-
-def autoencoder_section(value: object) -> object:
-    """`value` as a section, with the name that its kind has here, where it is a name or a section."""
-    if isinstance(value, str):
-        value = {"kind": value}
-    if isinstance(value, dict) and isinstance(kind := value.get("kind"), str):
-        value = {**value, "kind": _OTHER_NAMES.get(kind.lower(), kind.lower())}
-    return value
 
 
 def _autoencoder(value: object) -> object:
@@ -201,6 +183,9 @@ def _autoencoder(value: object) -> object:
     if not isinstance(kind, str) or kind not in AUTOENCODERS:
         raise ValueError(f"expected one of the kinds {', '.join(AUTOENCODERS)}")
     return AUTOENCODERS[kind].model_validate(value)
+
+
+AnyAutoencoder: TypeAlias = Annotated[SerializeAsAny[Autoencoder], BeforeValidator(_autoencoder)]
 
 
 class CausalConfig(Section):
@@ -216,10 +201,8 @@ class ModelConfig(Section):
     """The networks."""
 
     kind: Annotated[str, one_of(("vma",))] = key("vma", "the model")
-    autoencoder: Annotated[SerializeAsAny[Autoencoder], BeforeValidator(_autoencoder)] = key(
-        PublishedAutoencoder(), "the convolutional encoder and decoder: a name, or a section with `kind`"
-    )
-    likelihood: Annotated[str, one_of(LIKELIHOODS)] = key(
+    autoencoder: AnyAutoencoder = key(PublishedAutoencoder(), "encoder and decoder: a name, or a section with `kind`")
+    likelihood: Likelihood = key(
         "bernoulli", "p(x | z, m_a): bernoulli, normal (unit variance) or causal (autoregressive)"
     )
     causal: CausalConfig = key(CausalConfig(), "networks of the causal likelihood; not read with others")
@@ -277,21 +260,20 @@ class MixtureConfig(Section):
     targets_per_memory: Positive = 1
 
 
+Mixture: TypeAlias = Annotated[tuple[MixtureConfig, ...], BeforeValidator(_tuple)]
+
+
 class TrainDataConfig(DataConfig):
     """The images of training; those of validation are taken from them, class by class."""
 
     targets_per_memory: Positive = key(1, "targets that share a memory, equally many of each class in it")
     held_out_classes: Natural = key(48, "classes for validation only, chosen by the seed; 0 for mnist")
     augment: AugmentConfig | None = key(None, "random maps of classes")
-    mixture: Annotated[tuple[MixtureConfig, ...], BeforeValidator(_tuple)] = key(
-        (), "a list of further compositions of memories, one of which is drawn for every step"
-    )
+    mixture: Mixture = key((), "a list of further compositions of memories, one of which is drawn for every step")
 
 
 class TestDataConfig(DataConfig):
     """The images of the test.  What its memories hold is said by the grid in `TestParams`."""
-
-    __test__: ClassVar[bool] = False  # not a test case, whatever pytest makes of the name
 
     timesteps: Natural = key(0, "not read, like the next three: the memories are those of test_params")
     exact: bool = key(False, "not read")
@@ -350,16 +332,12 @@ class TrainSpec(Section):
 class TestParams(Section):
     """The grid: one cell for every pair of a number of classes and a memory size."""
 
-    __test__: ClassVar[bool] = False
-
     max_batch_cls: PositiveList = key(..., "C: a memory holds 1 to C classes, the target's own among them")
     timesteps: NaturalList = key(..., "M, images in a memory")
 
 
 class TestSpec(Section):
     """The test."""
-
-    __test__: ClassVar[bool] = False
 
     metric: Metric = key("elbo", "the bound with importance_num samples; nll: exact, with latent_dim 0")
     checkpoint_path: Text | None = key(None, "the weights; null: those of train_spec")

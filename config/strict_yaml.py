@@ -11,6 +11,8 @@ from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
+from runtime.errors import printable
+
 Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 
 MAX_BYTES = 1_000_000
@@ -77,9 +79,7 @@ def parse(text: str) -> Value:
 
 def shown(text: str) -> str:
     """`text` fit for a one-line message, whatever it holds."""
-    if len(text) > 60:
-        text = text[:57] + "..."
-    return text if text.isprintable() else ascii(text)
+    return printable(text if len(text) <= 60 else text[:57] + "...")
 
 
 def _check_events(text: str) -> None:
@@ -96,12 +96,11 @@ def _check_events(text: str) -> None:
             _refuse(event, f"nested deeper than {MAX_DEPTH} levels")
         if nodes > MAX_NODES:
             _refuse(event, f"more than {MAX_NODES:,} values, so it cannot be a configuration")
-        if isinstance(event, yaml.AliasEvent):
-            _refuse(event, f"the alias *{event.anchor}; write the value out")
-        if getattr(event, "anchor", None) is not None:
-            _refuse(event, f"the anchor &{event.anchor}; write the value out where it is needed")
-        if getattr(event, "tag", None) is not None:
-            _refuse(event, f"the tag {shown(event.tag)}; tags are not read")
+        if (anchor := getattr(event, "anchor", None)) is not None:
+            what = "alias *" if isinstance(event, yaml.AliasEvent) else "anchor &"
+            _refuse(event, f"the {what}{anchor}; write the value out where it is needed")
+        if (tag := getattr(event, "tag", None)) is not None:
+            _refuse(event, f"the tag {shown(tag)}; tags are not read")
 
 
 def _value(node: yaml.Node) -> Value:
