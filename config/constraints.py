@@ -58,7 +58,8 @@ def _val_data(train_data: TrainDataConfig, val_data: DataConfig) -> Iterator[Pro
     """Validation draws its memories from the held-out classes; without any there is no validation."""
     data_set = DATA_SETS[train_data.kind]
     yield from _keys_of_other_kinds("val_data", val_data)
-    yield from _same(train_data, "val_data", val_data, "kind", "resize", "resample", "split", "classes")
+    of_the_kind = {"split", "classes"}.intersection(data_set.reads)
+    yield from _same(train_data, "val_data", val_data, "kind", "resize", "resample", *of_the_kind)
     there = data_set.counts(train_data, "train")
     yield from (problems := list(_composition("val_data", val_data, there, val_data.batch_size)))
     held, needed = train_data.held_out_classes, episode_spec(val_data).most_classes

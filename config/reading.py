@@ -4,7 +4,7 @@ import copy
 import difflib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +106,7 @@ def _resolve(layers: list[_Layer], overrides: Sequence[str]) -> Config:
         _modernise(raw, source)
         parent, _, last = replaces.rpartition(".")
         _section(merged, parent).pop(last, None)
-        _merge(merged, raw)
+        _merge(merged, raw, () if replaces else _KEYS_OF_A_KIND)
     problems = list(_correct_keys(merged, Config))
     inherited = _inherit(merged)
     sections = {name: section for name in Config.model_fields if (section := _validated(name, merged, problems))}
@@ -163,13 +163,13 @@ def _modernise(raw: Raw, source: str) -> None:
             model["autoencoder"][key] = model.pop(key)
 
 
-def _merge(below_it: Raw, raw: Mapping[str, Any], prefix: str = "") -> None:
-    """Put `raw` over `below_it`, section by section."""
+def _merge(below_it: Raw, raw: Mapping[str, Any], of_a_kind: Collection[str], prefix: str = "") -> None:
+    """Put `raw` over `below_it`, section by section; one that is `of_a_kind` takes nothing over from another kind."""
     for key, value in raw.items():
         old, path = below_it.get(key), prefix + key
-        other_kind = path in _KEYS_OF_A_KIND and isinstance(value, dict) and "kind" in value
+        other_kind = path in of_a_kind and isinstance(value, dict) and "kind" in value
         if isinstance(old, dict) and isinstance(value, dict) and not (other_kind and value["kind"] != old.get("kind")):
-            _merge(old, value, f"{path}.")
+            _merge(old, value, of_a_kind, f"{path}.")
         else:
             below_it[key] = copy.deepcopy(value)
 

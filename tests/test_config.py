@@ -585,6 +585,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("train_data.exact=yes", "train_data.exact: value 'yes': expected a valid boolean"),
         ("train_data.root=null", "train_data.root: missing; kind omniglot needs the folder"),
         ("train_data.classes=100", "train_data.classes: 100 is for kind glyphs"),
+        ("val_data.classes=100", "val_data.classes: 100 is for kind glyphs"),
         ("test_spec.metric=fid", "test_spec.metric: value 'fid': expected elbo"),
         ("test_spec.test_params.timesteps=[]", "test_spec.test_params.timesteps: value []: "),
         ("test_spec.test_params.timesteps=5", "test_spec.test_params.timesteps: value 5: expected a list"),
@@ -775,6 +776,9 @@ def test_overrides_set_and_create_keys() -> None:
     assert c.train_spec.steps == 200
     assert c.train_spec.scheduler is not None
     assert dict(c.train_spec.scheduler.arguments) == {"step_size": 30}
+    either_first = ("train_spec.scheduler.gamma=0.5", "train_spec.scheduler.kind=ExponentialLR")
+    other = "train_spec.scheduler={kind: StepLR, gamma: 0.1}"
+    assert vma(*either_first) == vma(*reversed(either_first)) == vma(other, *either_first)
     assert vma("train_spec.log_file=null").train_spec.log_file is None
     assert vma("train_data.root=a=b").train_data.root == "a=b"
     assert vma("test_spec.test_params.timesteps=[1..3, 7]").test_spec.test_params.timesteps == (1, 2, 3, 7)
