@@ -25,38 +25,34 @@ _LARGEST = 1 << 28  # bytes; a cell of 13,180 targets takes 527 kB
 
 
 class CellStore:
-    """Cells in `<stem>.npz` beside the table that were computed from `origin`; those of another origin are ignored."""
+    """Cells in `<stem>.npz` beside the table that were computed from `origin`; those of another origin are ignored.
+
+    A partial cell has the first targets only.  A file that cannot be read has no cells.
+    """
 
     def __init__(self, output_file: Path, origin: str) -> None:
-        """Reads the finished and partial cells; a file that cannot be read has none."""
         self.path, self._origin = output_file.with_suffix(".npz"), origin
-        cells = _load(self.path)
-        self._cells = {name: values for name, (made_from, values) in cells.items() if made_from == origin}
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no cell of this origin yet."""
-        return not self._cells
+        self._cells = {name: values for name, (of, values) in _load(self.path).items() if of == origin}
+        self.is_empty = not self._cells  # as found
 
     def get(self, cell: str) -> PerTarget | None:
-        """The values of a finished cell."""
         return self._cells.get(cell)
 
     def get_partial(self, cell: str) -> PerTarget | None:
-        """The values of the first targets of a cell that is not finished."""
         return self._cells.get(cell + _PARTIAL)
 
     def save(self, cell: str, values: PerTarget) -> None:
         """Add a finished cell and write the file.  Raises OSError."""
         self._cells.pop(cell + _PARTIAL, None)
-        self._save(cell, values)
+        self._cells[cell] = values
+        self._write()
 
     def save_partial(self, cell: str, values: PerTarget) -> None:
         """Add the first targets of a cell and write the file.  Raises OSError."""
-        self._save(cell + _PARTIAL, values)
+        self._cells[cell + _PARTIAL] = values
+        self._write()
 
-    def _save(self, name: str, values: PerTarget) -> None:
-        self._cells[name] = values
+    def _write(self) -> None:
         arrays = {f"{name}/key": np.array(self._origin) for name in self._cells}
         arrays |= {f"{name}/{metric}": value for name, cell in self._cells.items() for metric, value in cell.items()}
         write_atomically(self.path, npz(arrays))
@@ -80,16 +76,16 @@ def _load(path: Path) -> dict[str, tuple[str, PerTarget]]:
     """Origin and values of every cell of which nothing is missing."""
     try:
         arrays = load_npz(path, _LARGEST)
-        cells = {}
-        for name in (key.removesuffix("/key") for key in arrays if key.endswith("/key")):
-            values = {metric: arrays[f"{name}/{metric}"] for metric in METRICS if f"{name}/{metric}" in arrays}
-            if _is_whole(values):
-                cells[name] = str(arrays[f"{name}/key"]), values
     except FileNotFoundError:
         return {}
     except Exception as error:  # readers of damaged files raise almost anything
         _log.warning("%s cannot be read (%s)", path, reason(error))
         return {}
+    cells = {}
+    for name in (key.removesuffix("/key") for key in arrays if key.endswith("/key")):
+        values = {metric: arrays[f"{name}/{metric}"] for metric in METRICS if f"{name}/{metric}" in arrays}
+        if _is_whole(values):
+            cells[name] = str(arrays[f"{name}/key"]), values
     return cells
 
 
@@ -100,19 +96,14 @@ def _is_whole(values: PerTarget) -> bool:
 
 
 def table_row(max_batch_cls: int, timesteps: int, values: PerTarget, k: int | None) -> Row:
-    """The row of a finished cell.  ELBO is minus the mean bound: nats per image, lower is better.
-
-    With `k` None the bound is exact, and the row has NLL instead.
-    """
+    """The row of a finished cell: ELBO, or with `k` None NLL, is minus the mean bound in nats per image."""
     bound = values["bound"]
     return {
         "max_batch_cls": max_batch_cls,
         "timesteps": timesteps,
         "NLL" if k is None else "ELBO": -bound.mean(),
         "stderr": standard_error(bound, values["target_class"]),
-        "kl_a": values["kl_a"].mean(),
-        "kl_z": values["kl_z"].mean(),
-        "address_accuracy": values["address_accuracy"].mean(),
+        **{name: values[name].mean() for name in ("kl_a", "kl_z", "address_accuracy")},
         "targets": len(bound),
         **({} if k is None else {"importance_num": k}),
     }

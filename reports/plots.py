@@ -45,12 +45,11 @@ def result_plot(rows: Sequence[Row], config: Config) -> bytes:
     return png(figure)
 
 
-_CURVES = (  # panel, quantity in the log, its sign
-    ("minus the bound, nats per image", (("bound", -1),)),
-    ("nats", (("kl_a", 1), ("kl_z", 1))),
-    ("mass of q(a) on the target's class", (("address_accuracy", 1),)),
+_CURVES = (  # panel; metrics of the log, their labels
+    ("minus the bound, nats per image", {"bound": ""}),
+    ("nats", {"kl_a": "KL(a), ", "kl_z": "KL(z), "}),
+    ("mass of q(a) on the target's class", {"address_accuracy": ""}),
 )
-_LABELS = {"bound": "", "kl_a": "KL(a), ", "kl_z": "KL(z), ", "address_accuracy": ""}
 _START = 0.03  # of a training, not shown: what falls from hundreds of nats then would hide all that follows
 
 
@@ -73,25 +72,24 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
     figure = Figure((15, 4))
     last = max((row["step"] for row in rows), default=0)
     subsets = [subset for subset in ("train", "validation") if any(row["subset"] == subset for row in rows)]
-    for axis, (label, quantities) in zip(figure.subplots(1, len(_CURVES)), _CURVES, strict=True):
+    shown = [row for row in rows if row["step"] >= _START * last]
+    for axis, (title, labels) in zip(figure.subplots(1, len(_CURVES)), _CURVES, strict=True):
         for subset in subsets:
-            for number, (name, sign) in enumerate(quantities):
-                shown = [
-                    row for row in rows if row["subset"] == subset and name in row and row["step"] >= _START * last
-                ]
+            for number, (name, label) in enumerate(labels.items()):
+                points = [(row["step"], row[name]) for row in shown if row["subset"] == subset and name in row]
                 axis.plot(
-                    [row["step"] * config.train_data.batch_size for row in shown],
-                    [sign * row[name] for row in shown],
+                    [step * config.train_data.batch_size for step, _ in points],
+                    [-value if name == "bound" else value for _, value in points],
                     "-" if subset == "train" else "o-",
                     color=f"C{number * 2 + (subset == 'validation')}",
                     markersize=3,
                     linewidth=1,
-                    label=f"{_LABELS[name]}{subset}",
+                    label=f"{label}{subset}",
                 )
         axis.set_xlabel("targets seen")
         axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.xaxis.set_major_formatter(EngFormatter())
-        axis.set_ylabel(label)
+        axis.set_ylabel(title)
         if subsets:
             axis.legend(fontsize=8)
         axis.grid(alpha=0.3)

@@ -206,3 +206,9 @@ def test_a_log_that_cannot_be_drawn_does_not_end_a_training(
     (tmp_path / "log.jsonl").write_text(content)
     commands.train.draw_curves(commands.Session(small_config(tmp_path), StopRequest()))
     assert bool(caplog.records) == bool(content)
+
+
+def test_a_metric_that_does_not_exist_is_a_dash(tmp_path: Path) -> None:
+    text = tables.markdown([{**row(1, 1), "kl_z": float("nan"), "stderr": float("nan")}], small_config(tmp_path))
+    (line,) = table(text)
+    assert (line["KL(z)"], line["± s.e."], line["KL(a)"]) == ("–", "–", "0.50") and "nan" not in text
