@@ -28,12 +28,16 @@ import torch
 from benchmarks.work import Benchmark, Floor, Work, rate, scoring, training
 from runtime.errors import DataError
 
-Say = Callable[[str], object]
 Rates = Mapping[str, float]  # name of what was measured -> targets per second
 
 
 class BenchmarkError(Exception):
     """A part of the benchmark did not give its numbers."""
+
+
+def say(line: str) -> None:
+    """What has been measured so far, for those who wait."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def quantity(unit: str, rounds: Sequence[float]) -> dict[str, Any]:
@@ -51,17 +55,16 @@ PUBLISHED_MEMORIES = 2 * (1, 2, 3, 4, 5, 10, 19)  # M of every cell
 _NUMBER = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
 
 
-def measure_speed(benchmark: Benchmark, naive: Path | None, say: Say) -> dict[str, Any]:
+def measure_speed(benchmark: Benchmark) -> dict[str, Any]:
     """Everything in turn, round after round.  Raises DataError where the naive program does not do as it should."""
     works = subjects(benchmark)
-    floors = {key: Floor(work) for key, (*_, work) in works.items()}
     tasks: dict[str, Callable[[], Rates]] = {}
-    if naive is not None:
-        tasks["naive"] = partial(naive_rates, naive, benchmark)  # first, so that its mistakes show at once
+    if benchmark.naive:
+        tasks["naive"] = partial(naive_rates, benchmark)  # first, so that its mistakes show at once
     for key, (*_, work) in works.items():
-        for name, call in ((key, work), (f"{key} floor", floors[key])):
-            tasks[name] = partial(_rate, name, call, work.targets, benchmark.seconds)
-    rates = {name: quantity("targets/s", values) for name, values in in_turn(tasks, benchmark.rounds, say).items()}
+        for name, call in ((key, work), (f"{key} floor", Floor(work))):
+            tasks[name] = partial(lambda name, *of: {name: rate(*of)}, name, call, work.targets, benchmark.seconds)
+    rates = {name: quantity("targets/s", values) for name, values in in_turn(tasks, benchmark.rounds).items()}
     return {
         key: {
             "title": title,
@@ -70,7 +73,6 @@ def measure_speed(benchmark: Benchmark, naive: Path | None, say: Say) -> dict[st
             "share_of_floor": ours["median"] / floor["median"],
             "naive": (other := rates.get(beside)),
             "times_naive": ours["median"] / other["median"] if other else None,
-            "rows_of_floor": floors[key].rows,
         }
         for key, (title, beside, _) in works.items()
     }
@@ -89,11 +91,7 @@ def subjects(benchmark: Benchmark) -> dict[str, tuple[str, str, Work]]:
     return found
 
 
-def _rate(name: str, call: Callable[[], object], targets: int, seconds: float) -> Rates:
-    return {name: rate(call, targets, seconds)}
-
-
-def in_turn(tasks: Mapping[str, Callable[[], Rates]], rounds: int, say: Say) -> dict[str, list[float]]:
+def in_turn(tasks: Mapping[str, Callable[[], Rates]], rounds: int) -> dict[str, list[float]]:
     """Run every task once a round, every other round in reverse order -> each value of each round, by its name.
 
     The reversal cancels a drift of the machine's speed to first order.
@@ -113,43 +111,32 @@ def whole_runs(speed: Mapping[str, Any], training_targets: int) -> dict[str, Any
     Seconds per target of the test are taken to be linear in M.
     """
     trainings = [row for key, row in speed.items() if key.startswith("train")]
-    seconds = {row["title"]: training_targets / row["ours"]["median"] for row in trainings}
-    found = {title: {"unit": "h", "value": s / 3600, "targets": training_targets} for title, s in seconds.items()}
-    few, many = TEST_MEMORIES
+    rates = {row["title"]: (training_targets, row["ours"]["median"]) for row in trainings}
     fast, slow = (1 / speed[f"test_M{m}"]["ours"]["median"] for m in TEST_MEMORIES)
-    a_target = sum(fast + (slow - fast) * (m - few) / (many - few) for m in PUBLISHED_MEMORIES)
-    hours, cells = PUBLISHED_TARGETS * a_target / 3600, len(PUBLISHED_MEMORIES)
-    test = {"unit": "h", "value": hours, "targets": PUBLISHED_TARGETS * cells}
-    return {**found, f"published test, {cells} cells, ELBO@{TEST_SAMPLES}": test}
+    few, many = TEST_MEMORIES
+    share = (statistics.mean(PUBLISHED_MEMORIES) - few) / (many - few)
+    targets = PUBLISHED_TARGETS * len(PUBLISHED_MEMORIES)
+    title = f"published test, {len(PUBLISHED_MEMORIES)} cells, ELBO@{TEST_SAMPLES}"
+    rates[title] = targets, 1 / (fast + (slow - fast) * share)
+    return {name: {"unit": "h", "value": n / one / 3600, "targets": n} for name, (n, one) in rates.items()}
 
 
-def naive_rates(path: Path, benchmark: Benchmark) -> Rates:
+def naive_rates(benchmark: Benchmark) -> Rates:
     """Run the naive program once, with as many threads as this process.  Raises DataError where it fails."""
-    data, device = benchmark.config.train_data, benchmark.device
-    command = [sys.executable, str(path), "--device", str(device), "--batch", str(data.batch_size)]
+    data, path = benchmark.config.train_data, benchmark.naive
+    command = [str(path), "--device", str(benchmark.device), "--batch", str(data.batch_size)]
     command += ["--memory", str(data.timesteps), "--seconds", str(benchmark.seconds)]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it printed no reason"])[-1]
-        raise DataError(f"--naive {path}: ended with exit status {done.returncode}: {last}")
-    return parse(done.stdout, path)
-
-
-def parse(output: str, path: Path) -> Rates:
-    """The rates in what the naive program printed.  Raises DataError."""
-    test = dict(re.findall(rf"^eval_targets_per_s memory=([0-9]+) {_NUMBER}$", output, re.MULTILINE))
     try:
-        (train,) = re.findall(rf"^train_targets_per_s {_NUMBER}$", output, re.MULTILINE)
-        rates = {"naive train": float(train), **{f"naive test M={m}": float(test[str(m)]) for m in TEST_MEMORIES}}
-        if min(rates.values()) <= 0:
-            raise ValueError
-    except (KeyError, ValueError):
-        raise DataError(
-            f"--naive {path}: it printed {output.strip()[:200]!r} and not one line `train_targets_per_s RATE` "
-            f"and lines `eval_targets_per_s memory=M RATE` for M = {' and '.join(map(str, TEST_MEMORIES))}"
-        ) from None
-    return rates
+        output = run_python(command, torch.get_num_threads())
+    except BenchmarkError as error:
+        raise DataError(f"--naive {error}") from None
+    names = {"naive train": "train_targets_per_s"}
+    names |= {f"naive test M={m}": f"eval_targets_per_s memory={m}" for m in TEST_MEMORIES}
+    found = {name: re.findall(rf"^{line} {_NUMBER}$", output, re.MULTILINE) for name, line in names.items()}
+    if any(len(values) != 1 or float(values[0]) <= 0 for values in found.values()):
+        expected = ", ".join(f"`{line} RATE`" for line in names.values())
+        raise DataError(f"--naive {path}: it printed {output.strip()[:200]!r} and not once each of {expected}")
+    return {name: float(values[0]) for name, values in found.items()}
 
 
 # --- growth -----------------------------------------------------------------------------------------------------------
@@ -198,7 +185,7 @@ def _training(batch: int, t: int, m: int = 32, k: int = 4) -> Point:
     return Point((*(f"train_data.{key}={value}" for key, value in data.items()), f"model.importance_num={k}"))
 
 
-def measure_growth(benchmark: Benchmark, say: Say) -> dict[str, Any]:
+def measure_growth(benchmark: Benchmark) -> dict[str, Any]:
     """Targets/s and peak MiB of every point.  Raises BenchmarkError."""
     found: dict[str, Any] = {}
     for name, (axis, fixed, plans) in plan(benchmark).items():
@@ -247,34 +234,27 @@ def _resident(name: str) -> float:
 # --- start and processes ----------------------------------------------------------------------------------------------
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LONGEST = 300  # seconds until a program is given up
 _ROWS = 4  # of the log; the first holds the start and is left out
 _LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")  # torchrun
 
 
-def measure_start(benchmark: Benchmark, say: Say) -> dict[str, Any]:
+def measure_start(benchmark: Benchmark) -> dict[str, Any]:
     """Seconds until the first step is done, and of them until everything is imported.  Raises BenchmarkError."""
-    found: dict[str, list[float]] = {"imports": [], "to_first_step": []}
-    for _ in range(benchmark.rounds):
-        for name, values in found.items():
-            started = time.time()
-            if name == "imports":
-                _run(["-P", "-c", "import commands"])
-                ended = time.time()
-            else:
-                _, ended = _trained([], benchmark, rows=1, every=1)
-            values.append(ended - started)
-            say(f"{name}: {values[-1]:.2f} s")
-    whole, imports = (quantity("s", found[name]) for name in ("to_first_step", "imports"))
-    return {
-        "to_first_step": whole,
-        "imports": imports,
-        "after_imports": {"unit": "s", "median": whole["median"] - imports["median"]},
-        "note": "to the end of the first step, data packed, without validation",
-    }
+
+    def seconds(name: str) -> Rates:
+        started = ended = time.time()
+        if name == "imports":
+            run_python(["-P", "-c", "import commands"])
+            ended = time.time()
+        else:
+            _, ended = _trained([], benchmark, rows=1, every=1)
+        return {name: ended - started}
+
+    tasks = {name: partial(seconds, name) for name in ("imports", "to_first_step")}
+    return {name: quantity("s", values) for name, values in in_turn(tasks, benchmark.rounds).items()}
 
 
-def measure_processes(benchmark: Benchmark, say: Say) -> dict[str, Any]:
+def measure_processes(benchmark: Benchmark) -> dict[str, Any]:
     """Targets/s of the same training in one process and in two, each with one thread, or with a GPU of its own.
 
     Two are left out where there is one GPU.  Raises BenchmarkError.
@@ -290,19 +270,17 @@ def measure_processes(benchmark: Benchmark, say: Say) -> dict[str, Any]:
     return {"backend": backend, "rates": rates, "times_one_process": times}
 
 
-def _trained(
-    launcher: Sequence[str], benchmark: Benchmark, rows: int, every: int
-) -> tuple[list[dict[str, Any]], float]:
+def _trained(launcher: Sequence[str], benchmark: Benchmark, rows: int, every: int) -> tuple[list[Any], float]:
     """The rows of the log of a training, one for `every` steps, and when the last was written."""
+    on_cpu = benchmark.device.type == "cpu"
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log.jsonl")
-        values: dict[str, object] = {"steps": rows * every, "log_every": every}
-        values |= {"checkpoint_path": f"{folder}/vma.pt", "log_file": str(log)}
-        sets = (*benchmark.overrides, *(f"train_spec.{key}={json.dumps(value)}" for key, value in values.items()))
-        device = [] if launcher and benchmark.device.type == "cuda" else ["--device", str(benchmark.device)]
+        spec: dict[str, object] = {"steps": rows * every, "log_every": every}
+        spec |= {"checkpoint_path": f"{folder}/vma.pt", "log_file": str(log)}
+        sets = (*benchmark.overrides, *(f"train_spec.{key}={json.dumps(value)}" for key, value in spec.items()))
+        device = ["--device", str(benchmark.device)] if on_cpu or not launcher else []  # else a GPU for each process
         command = [*launcher, str(_ROOT / "run.py"), "--config", str(benchmark.path), "--train", *device]
-        threads = {"OMP_NUM_THREADS": "1"} if launcher and benchmark.device.type == "cpu" else {}
-        _run([*command, *(part for one in sets for part in ("--set", one))], threads)
+        run_python([*command, *(part for one in sets for part in ("--set", one))], 1 if launcher and on_cpu else None)
         lines = log.read_text().splitlines() if log.exists() else []
         found = [row for row in map(json.loads, lines) if row["subset"] == "train"]
         if len(found) != rows:
@@ -310,17 +288,11 @@ def _trained(
         return found, log.stat().st_mtime
 
 
-def _run(arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
-    """Run Python to its end.  Raises BenchmarkError."""
-    places = {**os.environ, "PYTHONPATH": str(_ROOT), **(environment or {})}
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(command, env=places, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            _, words = process.communicate(timeout=_LONGEST)
-        except subprocess.TimeoutExpired:
-            raise BenchmarkError(f"{' '.join(arguments[:5])} ...: no end within {_LONGEST} s") from None
-        finally:
-            process.terminate()  # one that launches others ends them
-    if process.returncode:
-        last = [line.strip() for line in words.splitlines() if line.strip()][-1:]
-        raise BenchmarkError(f"{' '.join(arguments[:5])} ...: exit status {process.returncode}: {' '.join(last)}")
+def run_python(arguments: Sequence[str], threads: int | None = None) -> str:
+    """Run Python to its end, with this many threads; what it printed.  Raises BenchmarkError."""
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it printed no reason"])[-1]
+        raise BenchmarkError(f"{' '.join(arguments[:5])} ...: exit status {done.returncode}: {last}")
+    return done.stdout

@@ -1,13 +1,13 @@
 """The results as a table and as a figure for people.  Reads the results, measures nothing."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from reports.plots import png
+from studies import program
 
 Results = Mapping[str, Any]
-_START = {"to_first_step": "start of the program to its first step", "imports": "imports", "after_imports": "rest"}
 _AXES = {"M": "images in a memory, M", "K": "samples, K", "side": "side of the images, pixels"}
 
 
@@ -17,64 +17,55 @@ def table(results: Results) -> str:
     machine = hardware.get("gpu", f"{hardware['cpu']}, {hardware['threads']} threads")
     cuda = f", CUDA {software['cuda']}" if "cuda" in software else ""
     side, batch, memory, seconds = (settings[name]["value"] for name in ("side", "batch", "memory", "seconds"))
-    lines = [
-        f"{machine}; torch {software['torch']}{cuda}; {results['date']}",
+    text = (
+        f"{machine}; torch {software['torch']}{cuda}; {results['date']}\n"
         f"{settings['config']}: {settings['images']}, {side} x {side}, training with batch {batch}, M = {memory}; "
-        f"medians of {settings['rounds']} rounds of {seconds:g} s",
-    ]
-    for name, rows_of in _TABLES.items():
-        if part := results.get(name):
-            failed = "error" in part
-            lines += ["", f"{name}: not measured: {part['error']}"] if failed else ["", *_markdown(rows_of(part))]
-    return "\n".join(lines) + "\n"
+        f"medians of {settings['rounds']} rounds of {seconds:g} s\n"
+    )
+    for name, (header, lines_of) in _TABLES.items():
+        if "error" in (part := results.get(name, {})):
+            text += f"\n{name}: not measured: {part['error']}\n"
+        elif part:
+            text += program.markdown("", header, lines_of(part))
+    return text
 
 
-def _speed(part: Results) -> list[list[str]]:
-    header = ["targets/s", "ours", "naive", "ours / naive", "networks alone", "share of the floor"]
-    return [header, *(
-        [row["title"], _number(row["ours"]["median"]), _number(row["naive"]["median"]) if row["naive"] else "",
-         f"{row['times_naive']:.2f}" if row["naive"] else "", _number(row["networks_alone"]["median"]),
-         f"{row['share_of_floor']:.3f}"]
-        for row in part.values()
-    )]  # fmt: skip
+def _speed(part: Results) -> list[str]:
+    lines = []
+    for row in part.values():
+        naive = (_number(row["naive"]["median"]), f"{row['times_naive']:.2f}") if row["naive"] else ("", "")
+        floor = _number(row["networks_alone"]["median"]), f"{row['share_of_floor']:.3f}"
+        lines.append(" | ".join([row["title"], _number(row["ours"]["median"]), *naive, *floor]))
+    return lines
 
 
-def _whole_runs(part: Results) -> list[list[str]]:
-    rows = ([name, f"{row['targets']:,}", _number(row["value"])] for name, row in part.items())
-    return [["the whole, at these rates", "targets", "hours"], *rows]
+def _whole_runs(part: Results) -> list[str]:
+    return [f"{name} | {row['targets']:,} | {_number(row['value'])}" for name, row in part.items()]
 
 
-def _growth(part: Results) -> list[list[str]]:
-    header = ["growth", "", "targets/s", "peak memory, MiB", "of it before the first step"]
-    return [header, *(
-        [one["fixed"], f"{one['axis']} = {p['value']}", _number(p["targets_per_s"]), f"{p['peak']:.0f}",
-         f"{p['before']:.0f}"]
-        for one in part.values() for p in one["points"]
-    )]  # fmt: skip
+def _growth(part: Results) -> list[str]:
+    form = "{fixed} | {axis} = {value} | {rate} | {peak:.0f} | {before:.0f}"
+    points = [(one, point) for one in part.values() for point in one["points"]]
+    return [form.format_map({**one, **point, "rate": _number(point["targets_per_s"])}) for one, point in points]
 
 
-def _start(part: Results) -> list[list[str]]:
-    return [[part["note"], "seconds"], *([title, f"{part[name]['median']:.2f}"] for name, title in _START.items())]
+def _start(part: Results) -> list[str]:
+    whole, imports = part["to_first_step"]["median"], part["imports"]["median"]
+    return [f"whole | {whole:.2f}", f"imports | {imports:.2f}", f"rest | {whole - imports:.2f}"]
 
 
-def _processes(part: Results) -> list[list[str]]:
+def _processes(part: Results) -> list[str]:
     times = part["times_one_process"]
-    rows = ([count, _number(rate["median"]), f"{times[count]:.2f}"] for count, rate in part["rates"].items())
-    return [[f"processes ({part['backend']})", "targets/s", "times one process"], *rows]
+    return [f"{n} ({part['backend']}) | {_number(r['median'])} | {times[n]:.2f}" for n, r in part["rates"].items()]
 
 
-_TABLES = {"speed": _speed, "whole_runs": _whole_runs, "growth": _growth, "start": _start, "processes": _processes}
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table whose columns stand below each other in plain text too."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = [
-        [t.rjust(w) if i else t.ljust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))] for row in rows
-    ]
-    lines = [f"| {' | '.join(row)} |" for row in padded]
-    ruler = "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths))
-    return [lines[0], f"|{ruler}|", *lines[1:]]
+_TABLES = {
+    "speed": ("targets/s | ours | naive | ours / naive | networks alone | share of the floor", _speed),
+    "whole_runs": ("the whole, at these rates | targets | hours", _whole_runs),
+    "growth": ("growth | | targets/s | peak memory, MiB | of it before the first step", _growth),
+    "start": ("to the end of the first step, data packed, without validation | seconds", _start),
+    "processes": ("processes | targets/s | times one process", _processes),
+}
 
 
 def _number(value: float) -> str:
@@ -87,39 +78,32 @@ def draw(results: Results) -> bytes:
     from matplotlib.figure import Figure
 
     speed, growth = ({} if "error" in (part := results.get(name) or {}) else part for name in ("speed", "growth"))
-    grown = [axis for axis in _AXES if any(one["axis"] == axis for one in growth.values())]
-    figure = Figure((5 + 4 * len(grown), 8))
-    axes = figure.subplots(2, 1 + len(grown), squeeze=False)
+    figure = Figure((5 + 3.5 * len(growth), 8))
+    axes = figure.subplots(2, 1 + len(growth), squeeze=False)
     _bars(axes[0, 0], speed, "times_naive", "times the naive program")
     _bars(axes[1, 0], speed, "share_of_floor", "share of the rate of the networks alone")
-    for column, axis in enumerate(grown, start=1):
-        for key, one in growth.items():
-            if one["axis"] == axis:
-                _line(axes[0, column], one, "targets_per_s", "o-", key, one["fixed"])
-                _line(axes[1, column], one, "peak", "o-", key, one["fixed"])
-                _line(axes[1, column], one, "before", ":", key, "  before the first step")
-        for row, label in enumerate(("targets/s", "peak memory, MiB")):
-            axes[row, column].set(xlabel=_AXES[axis], ylabel=label, yscale="linear" if row else "log")
-            axes[row, column].legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.5, 1))
-            axes[row, column].grid(alpha=0.3)
-        axes[1, column].set_ylim(bottom=0)
+    for (top, bottom), one in zip(axes.T[1:], growth.values(), strict=True):
+        values = [point["value"] for point in one["points"]]
+        for axis, name, label in (
+            (top, "targets_per_s", "targets/s"),
+            (bottom, "peak", "peak memory, MiB"),
+            (bottom, "before", "before the first step"),
+        ):
+            axis.plot(values, [point[name] for point in one["points"]], "o-", label=label)
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.set(xlabel=_AXES[one["axis"]], ylim=(0, None))
+            axis.legend(fontsize=8)
+            axis.grid(alpha=0.3)
+        top.set_title(one["fixed"], fontsize=7)
     hardware = results["hardware"]
     figure.suptitle(f"{hardware.get('gpu', hardware['cpu'])}, torch {results['software']['torch']}, {results['date']}")
     return png(figure)
 
 
 def _bars(axis: Any, rows: Results, quantity: str, label: str) -> None:
-    bars = {row["title"]: row[quantity] for row in rows.values() if row[quantity] is not None}
-    names = ["\n".join(line for part in title.split(", ") for line in textwrap.wrap(part, 14)) for title in bars]
-    drawn = axis.bar(names, list(bars.values()), color=["C1" if "ELBO" in name else "C0" for name in names])
-    axis.bar_label(drawn, [f"{value:.2f}" for value in bars.values()])
+    bars = {textwrap.fill(row["title"], 14): row[quantity] for row in rows.values() if row[quantity] is not None}
+    axis.bar_label(axis.bar(list(bars), list(bars.values())), fmt="%.2f")
     axis.axhline(1, color="0.5", linewidth=0.8)
     axis.tick_params(axis="x", labelsize=7)
     axis.set_ylabel(label)
-
-
-def _line(axis: Any, one: Results, quantity: str, style: str, key: str, label: str) -> None:
-    x, y = ([point[name] for point in one["points"]] for name in ("value", quantity))
-    axis.plot(x, y, style, color="C0" if key.startswith("train") else "C1", label=label)
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:g}")

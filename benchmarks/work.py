@@ -3,8 +3,8 @@
 `K` importance samples · `M` images in a memory.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,21 @@ class Benchmark:
     device: torch.device
     rounds: int
     seconds: float  # a measurement
+    naive: Path | None = None  # the program to compare with
 
     def variant(self, *more: str) -> Config:
         """The configuration with more overrides."""
         return configuration.load(self.path, (*self.overrides, *more))
 
 
-def benchmark(path: Path, overrides: Sequence[str], device: torch.device, rounds: int, seconds: float) -> Benchmark:
+def benchmark(
+    path: Path,
+    overrides: Sequence[str],
+    device: torch.device,
+    rounds: int,
+    seconds: float,
+    naive: Path | None = None,
+) -> Benchmark:
     """The benchmark of the configuration at `path`; on glyphs where its images are not there.
 
     Raises:
@@ -60,7 +68,7 @@ def benchmark(path: Path, overrides: Sequence[str], device: torch.device, rounds
         config = configuration.load(path, wanted)
     if config.train_data.mixture:
         raise UserError("train_data.mixture: its steps differ in work; measure with --set train_data.mixture=null")
-    return Benchmark(path, wanted, config, device, rounds, seconds)
+    return Benchmark(path, wanted, config, device, rounds, seconds, naive)
 
 
 def _is_there(data: DataConfig) -> bool:
@@ -129,7 +137,8 @@ def scoring(config: Config, device: torch.device, memory: int, k: int) -> Work:
 class _Call:
     """A call of a network: random inputs of its shapes, and which outputs the gradient came back to."""
 
-    function: Callable[..., Any]
+    network: nn.Module
+    method: str
     inputs: Any
     gradient: bool
     used: set[int]
@@ -143,34 +152,29 @@ class Floor:
     """
 
     def __init__(self, work: Work) -> None:
-        self.rows: Counter[str] = Counter()  # through each network, by its name
         self._calls: list[_Call] = []
         self._device, self._bf16 = next(work.model.parameters()).device, work.precision == "bf16"
         ours = {name: m for name, m in work.model.named_modules() if type(m).__module__.startswith("autoencoders.")}
-        outermost = {name: m for name, m in ours.items() if not any(name.startswith(f"{other}.") for other in ours)}
-        methods = [(n, m, f) for n, m in outermost.items() for f in ("forward", "precompute_skips") if hasattr(m, f)]
-        for name, network, method in methods:
-            function, of_module = getattr(network, method), method == "forward"
-            row, again = (name, network) if of_module else (f"{name}.{method}", function)
-            setattr(network, method, self._recording(row, function, again))
-        try:
+        outermost = [m for name, m in ours.items() if not any(name.startswith(f"{other}.") for other in ours)]
+        methods = [(m, method) for m in outermost for method in ("forward", "precompute_skips") if hasattr(m, method)]
+        with ExitStack() as recording:
+            for network, method in methods:
+                setattr(network, method, self._recorded(network, method))
+                recording.callback(delattr, network, method)
             work()
-        finally:
-            for _, network, method in methods:
-                delattr(network, method)
         of_calls = tree_leaves([call.inputs for call in self._calls])
         self._wanted = [p for p in (*work.model.parameters(), *of_calls) if p.requires_grad]
         self._gradients = [torch.randn_like(output) for output in self._outputs()]
 
-    def _recording(self, name: str, function: Callable[..., Any], again: Callable[..., Any]) -> Callable[..., Any]:
+    def _recorded(self, network: nn.Module, method: str) -> Callable[..., Any]:
+        function = getattr(network, method)
         known: dict[str, _Call] = {}  # of equal calls the inputs are stored once
 
         def call(*inputs: Any) -> Any:
             outputs, gradient = function(*inputs), torch.is_grad_enabled()
             shapes = [(x.shape, x.dtype, x.requires_grad) for x in tree_leaves(inputs)]
-            new = _Call(again, tree_map(_random_like, inputs), gradient, set())
+            new = _Call(network, method, tree_map(_random_like, inputs), gradient, set())
             self._calls.append(known.setdefault(f"{shapes} {gradient}", new))
-            self.rows[name] += len(tree_leaves(inputs)[0])
             for number, output in enumerate(tree_leaves(outputs)):
                 if output.requires_grad:
                     output.register_hook(lambda _, used=self._calls[-1].used, number=number: used.add(number))
@@ -190,8 +194,8 @@ class Floor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             for call in self._calls:
                 with torch.set_grad_enabled(call.gradient):
-                    parts = tree_leaves(call.function(*call.inputs))
-                outputs += [parts[number] for number in sorted(call.used)]
+                    found = tree_leaves(getattr(call.network, call.method)(*call.inputs))
+                outputs += [found[number] for number in sorted(call.used)]
         return outputs
 
 

@@ -55,16 +55,12 @@ class Study:
         return configuration.load(Path(self.config), self.overrides(name, output))
 
 
-def parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: that of the first training or test that did not end well, which ends the study."""
     p = program.parser("ablations", __doc__)
     p.add_argument("study", type=Path, metavar="YAML", help="the list: config, set, rows")
     p.add_argument("--only", action="append", metavar="NAME", help="only this row of the list; may be repeated")
-    return p
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: that of the first training or test that did not end well, which ends the study."""
-    return program.status(execute, parser().parse_args(arguments))
+    return program.status(execute, p.parse_args(arguments))
 
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> int:
@@ -139,7 +135,7 @@ def write(study: Study, output: Path) -> list[str]:
     done = {name: cells for name, cells in found.items() if cells is not None}
     if (first := next(iter(study.rows))) in done:
         rows = compared(done, {name: load_origin(output / name / "results.npz") for name in done})
-        program.write(output, "ablations", rows, markdown(rows, study.configured(first, output)))
+        program.write(output, "ablations", rows, markdown(rows, study.configured(first, output)), show=False)
     return [name for name in study.rows if name not in done]
 
 

@@ -39,15 +39,6 @@ Key = Sequence[int | str]
 Bounds = dict[str, np.ndarray]
 
 
-def parser() -> argparse.ArgumentParser:
-    p = program.parser("estimator", __doc__)
-    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
-    program.add_cell(p, classes=2)
-    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="its weights (those of the configuration)")
-    p.add_argument("--sizes", type=_sizes, default=SIZES, metavar="K,K,...", help="K, each a divisor of the largest")
-    return p
-
-
 def _sizes(text: str) -> tuple[int, ...]:
     sizes = tuple(sorted({int(size) for size in text.split(",")}))
     if sizes[0] < 1 or any(sizes[-1] % size for size in sizes):
@@ -57,7 +48,12 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
-    return program.status(execute, parser().parse_args(arguments))
+    p = program.parser("estimator", __doc__)
+    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
+    program.add_cell(p, classes=2)
+    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="its weights (those of the configuration)")
+    p.add_argument("--sizes", type=_sizes, default=SIZES, metavar="K,K,...", help="K, each a divisor of the largest")
+    return program.status(execute, p.parse_args(arguments))
 
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
@@ -78,9 +74,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
         lambda name: bounds(model, episodes, int(name), key, args.sizes),
     )
     rows = summarised(list(found.values()), args.sizes, _slots(model, episodes))
-    text = markdown(rows, cell, config)
-    program.write(args.output, "estimator", rows, text, draw(rows, cell))
-    print(f"{text}\nwritten: {args.output}/estimator.csv, .md, .png, .npz")
+    program.write(args.output, "estimator", rows, markdown(rows, cell, config), draw(rows, cell))
 
 
 # --- the bounds -------------------------------------------------------------------------------------------------------
@@ -191,8 +185,6 @@ def draw(rows: Sequence[Any], cell: str) -> bytes:
     axes[0].set(xscale="log", xlabel="samples decoded for a target", ylabel="ELBO@K, nats per image (lower is better)")
     axes[1].set(xscale="log", xlabel="samples decoded for a target", ylabel=f"nats above K = {largest} (paired)")
     axes[1].set_yscale("symlog", linthresh=0.1)
-    lowest = min(row["gap"] - 2 * row["gap_stderr"] for row in rows)
-    axes[1].set_ylim(1.2 * min(-0.1, lowest), 2 * max(1.0, *(row["gap"] for row in rows)))
     figure.suptitle(f"{cell}, {rows[0]['targets']} targets; bars: two standard errors each way", fontsize=9)
     return png(figure)
 

@@ -30,19 +30,15 @@ from studies import program
 SUBSETS = {"train": "training classes", "held_out": "held-out classes", "test": "evaluation classes"}
 
 
-def parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: that of the first test that did not end well, which ends the study."""
     p = program.parser("generalisation", __doc__)
     p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
     program.add_cell(p, classes=1)
     p.add_argument("--checkpoint", type=Path, action="append", required=True, metavar="PATH",
                    help="weights; may be repeated")  # fmt: skip
     p.add_argument("--samples", type=int, default=100, metavar="K", help="importance samples (100)")
-    return p
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: that of the first test that did not end well, which ends the study."""
-    return program.status(execute, parser().parse_args(arguments))
+    return program.status(execute, p.parse_args(arguments))
 
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> int:
@@ -72,10 +68,8 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> int:
                     "importance_num": args.samples,
                 }
             )
-    text = markdown(rows, config)
     write_atomically(args.output / "generalisation.npz", npz(bounds))
-    program.write(args.output, "generalisation", rows, text, draw(rows, args))
-    print(f"{text}\nwritten: {args.output}/generalisation.csv, .md, .png, .npz")
+    program.write(args.output, "generalisation", rows, markdown(rows, config), draw(rows, args))
     return 0
 
 

@@ -40,17 +40,13 @@ ESTIMATORS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status, as that of run.py."""
     p = program.parser("gradients", __doc__)
     p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the training")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights (those of the configuration)")
     p.add_argument("--batches", type=int, default=40, metavar="N", help="training batches, two or more (40)")
-    return p
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status, as that of run.py."""
-    return program.status(execute, parser().parse_args(arguments))
+    return program.status(execute, p.parse_args(arguments))
 
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
@@ -75,9 +71,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     settings = {"batches": args.batches, "images": images.train.digest()}
     found = program.resumed(args.output / "gradients.npz", model, first, settings, ESTIMATORS, compute)
     rows = [row(name, one, next(iter(found.values())), batches.batch_size) for name, one in found.items()]
-    text = markdown(rows, first)
-    program.write(args.output, "gradients", rows, text)
-    print(f"{text}\nwritten: {args.output}/gradients.csv, .md, .npz")
+    program.write(args.output, "gradients", rows, markdown(rows, first))
 
 
 def configured(args: argparse.Namespace, name: str) -> Config:

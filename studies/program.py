@@ -111,12 +111,14 @@ def markdown(title: str, header: str, lines: Iterable[str]) -> str:
     return "\n".join([title, "", f"| {header} |", f"|{rule}", *(f"| {line} |" for line in lines), ""])
 
 
-def write(output: Path, name: str, rows: Sequence[Row], text: str, png: bytes | None = None) -> None:
-    """`name`.csv with all that the rows hold, the text as .md, and the figure.  Raises OSError."""
+def write(output: Path, name: str, rows: Sequence[Row], text: str, png: bytes | None = None, show: bool = True) -> None:
+    """`name`.csv with all that the rows hold, the text as .md, printed with `show`, and the figure.  Raises OSError."""
     write_atomically(output / f"{name}.csv", comma_separated(rows, list(rows[0])))
     write_atomically(output / f"{name}.md", text.encode())
     if png is not None:
         write_atomically(output / f"{name}.png", png)
+    if show:
+        print(f"{text}\nwritten: {output}/{name}.*")
 
 
 def draw_lines(
