@@ -23,7 +23,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def precompute_skips(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What `forward` needs of the encoder's maps [N, c, h, w], again [N, ...]: computed once per memory image."""
+        """Projections [N, ...] of the encoder's maps [N, c, h, w] for `forward`, computed once per memory image."""
 
     @abstractmethod
     def forward(self, code: Tensor, skips: Sequence[Tensor]) -> Tensor:
@@ -31,10 +31,10 @@ class Decoder(nn.Module, ABC):
 
 
 class Architecture(Protocol):
-    """Builds networks for images of a side of n pixels.  The values of its own configuration are its fields."""
+    """Builds networks for images of n x n pixels.  Its fields are the keys of its section in the configuration."""
 
     def address_encoder(self, side: int, outputs: int) -> Encoder:
-        """The encoder that addresses the memory: only its vector [N, outputs] is used, its maps may be ()."""
+        """The encoder of embeddings [N, outputs] for addressing; its maps are not used and may be ()."""
 
     def encoder(self, side: int, outputs: int) -> Encoder:
         """The encoder of features, with a vector [N, outputs]."""

@@ -42,7 +42,7 @@ class FeaturesAt:
 
 
 def gather_maps(maps: Tensor, rows: Tensor) -> Tensor:
-    """Rows [R] of `maps` [N, C, h, w] -> [R, C, h, w], channels last in memory, as convolutions like it best."""
+    """Rows [R] of `maps` [N, C, h, w] -> [R, C, h, w], channels last in memory, which is fastest for convolutions."""
     n, c, h, w = maps.shape
     flat = maps.permute(0, 2, 3, 1).reshape(n, h * w * c)
     return flat.index_select(0, rows).view(-1, h, w, c).permute(0, 3, 1, 2)

@@ -38,7 +38,7 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.ReLU(inplace=True))
 
 
-def double(channels: int, side: int) -> nn.Sequential:
+def upsample(channels: int, side: int) -> nn.Sequential:
     """Transposed convolution with stride 2 that ends at `side`, whether odd or even."""
     return nn.Sequential(
         nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=(side + 1) % 2),
@@ -72,7 +72,7 @@ class Encoder(base.Encoder):
 class SkipConv(nn.ConvTranspose2d):
     """Convolution of the concatenation [state, map], as the sum of a convolution of each.
 
-    That of the map depends on the memory image alone, so it is computed once per image however often it is picked.
+    The convolution of the map depends only on the memory image, so it is computed once per image, however often picked.
     """
 
     def __init__(self, state: int, skip: int, outputs: int) -> None:
@@ -89,24 +89,24 @@ class SkipConv(nn.ConvTranspose2d):
 class Decoder(base.Decoder):
     """Codes [R, inputs] and the skips of one memory image each -> parameters [R, C, n, n]."""
 
-    def __init__(self, side: int, maps: tuple[int, int], hidden: int, inputs: int, channels: int = 1) -> None:
+    def __init__(self, side: int, channels: tuple[int, int], hidden: int, inputs: int, outputs: int = 1) -> None:
         super().__init__()
-        fine, coarse = maps
+        fine, coarse = channels
         n1, n2 = halved(side), halved(halved(side))
         n3 = halved(n2)
         self.expand = nn.Sequential(
             nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, coarse * n3**2), nn.Unflatten(1, (coarse, n3, n3))
         )
-        self.to_coarse = double(coarse, n2)
+        self.to_coarse = upsample(coarse, n2)
         self.with_coarse = SkipConv(coarse, coarse, coarse)
-        self.to_fine = double(coarse, n1)
+        self.to_fine = upsample(coarse, n1)
         self.with_fine = SkipConv(coarse, fine, fine)
         full = 2 * n1 - 1
         self.to_image = nn.Sequential(
-            double(fine, full),
+            upsample(fine, full),
             nn.ConvTranspose2d(fine, fine, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(fine, channels, side - full + 1),
+            nn.ConvTranspose2d(fine, outputs, side - full + 1),
         )
 
     def precompute_skips(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:

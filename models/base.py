@@ -80,12 +80,12 @@ class Likelihood(nn.Module, ABC):
 class MemoryModel(nn.Module, ABC):
     """A generative model p(x|M) of an image given a memory.
 
-    What `encode_memory` and `encode_targets` return is the model's own affair.
+    `encode_memory` and `encode_targets` may return anything; only the model's own methods read it.
     """
 
     @abstractmethod
     def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """A scalar to descend, and detached metrics [G, T] by name.  Among them is "bound": nats, to be maximised."""
+        """A scalar to minimise, and detached metrics [G, T] by name, among them "bound": nats, higher is better."""
 
     @abstractmethod
     def encode_memory(self, memory: Tensor, precompute_features: bool = False) -> Any:

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from models.base import Likelihood, Noise
 
-PAIRS_AT_ONCE = {"cpu": 48, "cuda": 4096}  # on a CPU as many as its caches like
+PAIRS_AT_ONCE = {"cpu": 48, "cuda": 4096}  # on a CPU as many as fit its caches
 
 
 class Drawn:
-    """What the masked convolutions have seen of the pixels drawn so far, so that a new pixel costs one place of each.
+    """The inputs of every masked convolution at the pixels drawn so far, so that a new pixel costs one place of each.
 
-    `place` (row, column) is the pixel that is computed.
+    `place` (row, column) is the pixel that is being drawn.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -166,5 +166,5 @@ class CausalLikelihood(Likelihood):
                 logits = self.logits(parameters[at], self._trunk(x, drawn), drawn)
                 probability[at] = logits.to(uniform.dtype).sigmoid()
                 image[at] = (uniform[at] < probability[at]).to(uniform.dtype)
-                drawn.window(self.first, x)  # which has seen an empty pixel there
+                drawn.window(self.first, x)  # replaces the empty pixel by the drawn one
         return image, probability

@@ -68,7 +68,7 @@ def marginal(log_w: Tensor, log_q: Tensor) -> Tensor:
     update of q in Reweighted Wake-Sleep (Bornschein & Bengio 2015, arXiv 1406.2751), with the exact sum.
 
     Returns:
-        [...], nats: value and generator gradient of the bound.
+        [...], nats: the bound, whose gradient is exact for the generative model.
     """
     log_joint = log_mean_exp(log_w)  # [S, ...]
     wake = (log_joint.detach().softmax(0) * log_q).sum(0)

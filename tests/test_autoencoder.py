@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.published import Decoder, Encoder, SkipConv, double, halved
+from autoencoders.published import Decoder, Encoder, SkipConv, halved, upsample
 
 
 def weight_shapes(network: nn.Module) -> list[tuple[int, ...]]:
@@ -31,7 +31,7 @@ def test_published_encoder(outputs: int) -> None:
 
 def test_published_decoder() -> None:
     """26 x 26: a code of 128, two dense layers to 4 x 4, doubled thrice, with maps joined at 7 x 7 and 13 x 13."""
-    decoder = Decoder(26, (48, 64), 256, 128, channels=1)
+    decoder = Decoder(26, (48, 64), 256, 128, outputs=1)
     dense = [(256, 128), (1024, 256)]
     coarse = [(64, 64, 3, 3), (64 + 64, 64, 3, 3)]
     fine = [(64, 64, 3, 3), (64 + 48, 48, 3, 3)]
@@ -46,7 +46,7 @@ def test_published_decoder() -> None:
 
 @pytest.mark.parametrize("side", range(20, 65))
 def test_images_come_back_in_their_size(side: int) -> None:
-    encoder, decoder = Encoder(side, (2, 3), 4, 5), Decoder(side, (2, 3), 4, 5, channels=3)
+    encoder, decoder = Encoder(side, (2, 3), 4, 5), Decoder(side, (2, 3), 4, 5, outputs=3)
     code, maps = encoder(torch.rand(2, side, side))
     assert decoder(code, decoder.precompute_skips(maps)).shape == (2, 3, side, side)
     n1, n2 = halved(side), halved(halved(side))
@@ -56,7 +56,7 @@ def test_images_come_back_in_their_size(side: int) -> None:
 
 @pytest.mark.parametrize("side", [12, 13])
 def test_doubling_undoes_halving(side: int) -> None:
-    assert double(2, side)(torch.zeros(1, 2, halved(side), halved(side))).shape == (1, 2, side, side)
+    assert upsample(2, side)(torch.zeros(1, 2, halved(side), halved(side))).shape == (1, 2, side, side)
 
 
 def test_skip_convolution_is_one_of_the_concatenation() -> None:

@@ -1,7 +1,7 @@
 """p(x|z,m_a): from a latent and the features of the picked image to an image.
 
-`K` importance samples · `G` memories · `T` targets · `D` features · `Z` latent · `C` parameters of a pixel ·
-`H W` image.
+`K` importance samples · `G` memories · `T` targets · `N` images · `D` features · `Z` latent ·
+`C` parameters of a pixel · `H W` image.
 """
 
 import math
@@ -16,17 +16,22 @@ from autoencoders.base import Decoder
 from autoencoders.features import Features, FeaturesAt, gather_maps
 from models.base import Likelihood, Noise
 
-PAIRS_AT_ONCE = 2048  # of more, the activations are computed again for the gradient instead of being stored
+PAIRS_STORED = 2048  # with more pairs, activations are recomputed for the gradient instead of being stored
 
 
 class ImageLikelihood(nn.Module):
-    """p(x|z,m_a): `decoder` makes the parameters of `likelihood` from codes [..., 2 Z]."""
+    """p(x|z,m_a): `decoder` turns [z, code of m_a] into the parameters of `likelihood`.
 
-    def __init__(self, decoder: Decoder, likelihood: Likelihood, features: int, latent: int) -> None:
+    Args:
+        features: D of the memory image.
+        code: the size of its code.
+    """
+
+    def __init__(self, decoder: Decoder, likelihood: Likelihood, features: int, code: int) -> None:
         super().__init__()
         self.decoder = decoder
         self.likelihood = likelihood
-        self.memory_code = nn.Linear(features, latent)
+        self.memory_code = nn.Linear(features, code)
 
     def precompute(self, vector: Tensor, maps: Sequence[Tensor]) -> Features:
         """What `log_prob` and `mean` need of encoded memory images [N, ...], computed once for each."""
@@ -47,14 +52,15 @@ class ImageLikelihood(nn.Module):
     def decode(self, z: Tensor, m_a: FeaturesAt) -> Tensor:
         """Parameters of all pixels, [K, G, T, C, H, W]."""
         memory_code = self.memory_code(F.relu(m_a.vector.flatten(0, -2)))
-        code = torch.cat([z.flatten(0, -2), memory_code], -1)  # [R, 2 Z], R = K G T
+        code = torch.cat([z.flatten(0, -2), memory_code], -1)  # [R, Z + code], R = K G T
         return self.decoder(code, m_a.maps).to(z.dtype).unflatten(0, z.shape[:-1])
 
 
 class LatentFreeImageLikelihood(ImageLikelihood):
-    """p(x|m_a), without a z: memory images are decoded once each, and only the likelihood is paid for every pair.
+    """p(x|m_a), without a z: a memory image is decoded once, and only the likelihood is computed for every pair.
 
-    A pair is a target and an image that was picked for it, however often.
+    A pair is a target and an image that was picked for it, however often.  The only map that `precompute` returns is
+    the decoder's output, so `m_a.maps[0]` are parameters of pixels here.
     """
 
     def precompute(self, vector: Tensor, maps: Sequence[Tensor]) -> Features:
@@ -77,7 +83,7 @@ class LatentFreeImageLikelihood(ImageLikelihood):
             of_target = context if context is None else context.index_select(0, target)[None]
             return self.likelihood.log_prob(paired, x.index_select(0, target)[None], of_target).flatten()
 
-        chunks = pairs.split(PAIRS_AT_ONCE)
+        chunks = pairs.split(PAIRS_STORED)
         if len(chunks) == 1:
             return log_prob(pairs)[back]
         return torch.cat([checkpoint(log_prob, chunk, use_reentrant=False) for chunk in chunks])[back]

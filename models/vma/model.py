@@ -37,10 +37,10 @@ DECODES_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class EncodedMemory:
-    """Every image embedded for addressing, once, whatever K and T are.
+    """What the model computes once per memory, whatever K and T are.
 
-    `slots` [G, S] says in which of the N rows each slot lies: first the M images, then the dummies, which all memories
-    share.
+    All images of all memories and the dummies stand in N rows.  `slots` [G, S] are the rows of each memory: first its M
+    images, then the dummies, which all memories share.
     """
 
     images: Tensor  # [N, H, W]
@@ -154,13 +154,13 @@ class VMA(MemoryModel):
         With `precompute_features` the features of all are computed too; without, only those of picked slots are, when
         they are picked.
         """
-        g, m = memory.shape[:2]
+        g, size = memory.shape[:2]
         images = torch.cat([memory.flatten(0, 1), self.dummies.to(memory.dtype)])  # [N, H, W], N = G M + dummies
         rows = torch.arange(len(images), device=memory.device)
-        slots = torch.cat([rows[: g * m].view(g, m), rows[g * m :].expand(g, -1)], 1)
+        slots = torch.cat([rows[: g * size].view(g, size), rows[g * size :].expand(g, -1)], 1)
         embeddings = self.address_encoder(images)[0].to(memory.dtype)[slots]
         features = self._features(images) if precompute_features else None
-        return EncodedMemory(images, slots, embeddings, self.p_a(g, m), features)
+        return EncodedMemory(images, slots, embeddings, self.p_a(g, size), features)
 
     def encode_targets(self, x: Tensor, m: EncodedMemory) -> EncodedTargets:
         """Encode the targets x [G, T, H, W] and address the memory with them."""
@@ -215,12 +215,12 @@ class VMA(MemoryModel):
         """A sample z ~ q(z|x,m_a) for every address."""
         return self._samples(addresses, targets, partial(sample_normal, noise=noise))
 
-    def _samples(self, addresses: Addresses, targets: EncodedTargets, z_of: Callable[[Independent], Tensor]) -> Samples:
-        """Samples with z = `z_of`(q(z|x,m_a)), and every term of log w."""
+    def _samples(self, addresses: Addresses, targets: EncodedTargets, draw: Callable[[Independent], Tensor]) -> Samples:
+        """Samples with z = draw(q(z|x,m_a)), and every term of log w."""
         m_a = addresses.m_a
         vector = m_a.vector  # [K, G, T, D], gathered once
         q_z, p_z = self.q_z(targets.features, vector), self.p_z(vector)
-        z = z_of(q_z)  # [K, G, T, Z]
+        z = draw(q_z)  # [K, G, T, Z]
         return Samples(
             a=addresses.a,
             z=z,
@@ -234,8 +234,8 @@ class VMA(MemoryModel):
     def _log_p_x(self, targets: EncodedTargets, z: Tensor, m_a: FeaturesAt) -> Tensor:
         """log p(x|z,m_a) [K, G, T] of z [K, G, T, Z].
 
-        More than `DECODES_AT_ONCE` are decoded in chunks of K, and once more when their gradient is taken: else the
-        activations of every address of every target would have to be stored.
+        More than `DECODES_AT_ONCE` are decoded in chunks of the K samples, and decoded again for the gradient, so that
+        the activations of every address of every target need not be stored.
         """
 
         def log_prob(z: Tensor, rows: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ class VMA(MemoryModel):
         return torch.cat([checkpoint(log_prob, *chunk, use_reentrant=False) for chunk in chunks])
 
     def log_likelihood(self, m: EncodedMemory, targets: EncodedTargets) -> tuple[Tensor, EncodedTargets]:
-        """log p(x|M) = log sum_a p(a|M) p(x|m_a), [G, T], nats; and the targets with p(a|M,x) in the place of q(a|M,x).
+        """log p(x|M) = log sum_a p(a|M) p(x|m_a), [G, T], nats; and the targets with p(a|M,x) as their q(a|M,x).
 
         Raises:
             NotImplementedError: where there is a z.
@@ -263,7 +263,7 @@ class VMA(MemoryModel):
     # --- training -----------------------------------------------------------------------------------------------------
 
     def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the mean bound, a scalar to descend, and detached metrics [G, T] in nats or as a fraction."""
+        """Minus the mean bound, a scalar to minimise, and detached metrics [G, T]."""
         m = self.encode_memory(episodes.memory)
         targets = self.encode_targets(episodes.x, m)
         objective = self._vimco if self.objective == "vimco" else self._marginal
@@ -301,10 +301,10 @@ class VMA(MemoryModel):
         return s, log_w
 
     def _gradient_of_one(self, s: Samples, addresses: Addresses, targets: EncodedTargets, noise: Noise) -> Tensor:
-        """Zeros [1, G, T] whose gradient is that of log w_k, for one sample k ~ w~ that is decoded again.
+        """Zeros [1, G, T] with the gradient of log w_k, for one sample k ~ w~ that is decoded again.
 
         The gradient of the bound is sum_k w~_k dlog w_k with normalised weights w~: the mean of dlog w_k over k ~ w~.
-        Added to each of the log-weights, whose w~_k sum to one, that of the drawn k is the bound's in expectation.
+        So dlog w_k of one k ~ w~ is unbiased.  Adding it to all K log-weights adds it once, since the w~_k sum to one.
         """
         weights = s.log_w.softmax(0)
         uniform = noise.uniform("gradient sample", 1, *weights.shape[1:])

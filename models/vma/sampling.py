@@ -1,4 +1,4 @@
-"""Draws of addresses and latents, and what of their gradient is used.
+"""Samples of addresses and latents, and their gradients.
 
 `K` importance samples · `S` slots · `Z` latent.
 """
@@ -10,25 +10,25 @@ from models.base import Noise
 
 
 def sample_categorical(q: Categorical, uniform: Tensor) -> Tensor:
-    """Samples of q (logits [..., S]) by inversion of its distribution function at `uniform` [K, ...]."""
+    """Samples [K, ...] of q (logits [..., S]): its inverse distribution function at `uniform` [K, ...]."""
     total = q.probs.double().cumsum(-1)  # in float32 it may end below 1, and the last slot would get what is missing
     return (uniform.unsqueeze(-1) * total[..., -1:] >= total[..., :-1]).sum(-1)
 
 
 def sample_normal(q: Independent, noise: Noise) -> Tensor:
-    """A sample z of a diagonal Normal, through which the gradient of its parameters goes."""
+    """A reparameterised sample z of a diagonal Normal."""
     if not q.mean.numel():  # a model without z
         return q.mean
     return q.mean + q.stddev * noise.normal("z", *q.batch_shape, *q.event_shape)
 
 
 def reattach_sample(q: Independent, z: Tensor) -> Tensor:
-    """The sample z that was drawn without gradient, to rounding, with that of the parameters of q."""
+    """z, which was drawn from q without gradient, as a reparameterised sample of q: equal to z up to rounding."""
     return q.mean + q.stddev * ((z - q.mean) / q.stddev).detach()
 
 
 def detached(q: Independent) -> Independent:
-    """The same diagonal Normal, whose mean and deviation no gradient reaches."""
+    """The same diagonal Normal with detached parameters."""
     return Independent(Normal(q.mean.detach(), q.stddev.detach()), 1)
 
 
