@@ -126,7 +126,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 180) -> tuple[int, s
     return process.returncode, out, err
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
     """Until `condition` holds; AssertionError where `process` ends before."""
     deadline = time.monotonic() + seconds
     while True:
