@@ -17,6 +17,7 @@ from evaluator import METRICS, TEST_DECODES_AT_ONCE, importance_bounds, sizes_at
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
 from reports.cells import CellStore, load_cells, standard_error, table_row
+from runtime.arrays import npz
 from runtime.randomness import TargetNoise
 
 Build = Callable[..., VMA]
@@ -218,6 +219,13 @@ def test_objects_are_not_unpickled(tmp_path: Path) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     assert CellStore(tmp_path / "table.csv", "key").get("C=1 M=1") is None
     assert not canary.exists()
+
+
+def test_a_key_of_endless_shape_is_not_printed(tmp_path: Path) -> None:
+    """No bytes in the file, but 2^33 empty rows as text."""
+    arrays = {f"C=1 M=1/{name}": value for name, value in values(1).items()}
+    (tmp_path / "table.npz").write_bytes(npz({**arrays, "C=1 M=1/key": np.empty((2**33, 0))}))
+    assert load_cells(tmp_path / "table.npz") == {}
 
 
 # --- the row ----------------------------------------------------------------------------------------------------------
