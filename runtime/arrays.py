@@ -27,5 +27,8 @@ def load_npz(path: Path, largest: int) -> dict[str, np.ndarray]:
             raise ValueError(f"it unpacks to {size} bytes")
         if not {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
             raise ValueError("compressed by a method that cannot be read in chunks")  # they unpack as a whole
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    if others := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
+        raise ValueError(f"{others[0]} is no array")  # numpy gives the bytes of such an entry
+    return arrays

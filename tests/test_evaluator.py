@@ -1,6 +1,7 @@
 """The bound is that of all K weights at once, however they are cut; finished cells are kept, damaged ones are not."""
 
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -225,6 +226,13 @@ def test_a_key_of_endless_shape_is_not_printed(tmp_path: Path) -> None:
     """No bytes in the file, but 2^33 empty rows as text."""
     arrays = {f"C=1 M=1/{name}": value for name, value in values(1).items()}
     (tmp_path / "table.npz").write_bytes(npz({**arrays, "C=1 M=1/key": np.empty((2**33, 0))}))
+    assert load_cells(tmp_path / "table.npz") == {}
+
+
+def test_an_entry_that_is_no_array_spoils_the_file(tmp_path: Path) -> None:
+    CellStore(tmp_path / "table.csv", "key").save("C=1 M=1", values(1))
+    with zipfile.ZipFile(tmp_path / "table.npz", "a") as archive:
+        archive.writestr("C=2 M=1/key.npy", b"no array")
     assert load_cells(tmp_path / "table.npz") == {}
 
 
