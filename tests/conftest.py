@@ -13,6 +13,8 @@ from torch.distributions import Distribution
 import parsers
 from models.vma.model import VMA
 
+torch.set_num_threads(1)  # before any fixture of a module trains: sums depend on the number of threads
+
 
 @pytest.fixture(autouse=True)
 def strict_torch() -> Iterator[None]:
