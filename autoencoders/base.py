@@ -41,3 +41,8 @@ class Architecture(Protocol):
 
     def decoder(self, side: int, inputs: int, channels: int) -> Decoder:
         """A decoder of codes [R, inputs] to `channels` parameters of a pixel."""
+
+
+def halved(side: int) -> int:
+    """Side of a map after a 3 x 3 convolution with stride 2 and padding 1."""
+    return (side + 1) // 2

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoencoders import base
+from autoencoders.base import halved
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,6 @@ class Published:
 
     def decoder(self, side: int, inputs: int, channels: int) -> "Decoder":
         return Decoder(side, self.channels, self.hidden[1], inputs, channels)
-
-
-def halved(side: int) -> int:
-    """Side of a map after a 3 x 3 convolution with stride 2 and padding 1."""
-    return (side + 1) // 2
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoencoders import base
+from autoencoders.base import halved
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,6 @@ class Residual:
 
     def decoder(self, side: int, inputs: int, channels: int) -> "Decoder":
         return Decoder(side, self.channels, self.blocks, inputs, channels)
-
-
-def halved(side: int) -> int:
-    """Side of a map after a 3 x 3 convolution with stride 2 and padding 1."""
-    return (side + 1) // 2
 
 
 class Block(nn.Module):
