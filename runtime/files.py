@@ -1,6 +1,5 @@
 """Writing files so that they survive, by one process at a time."""
 
-import fcntl
 import os
 import re
 import tempfile
@@ -9,6 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    raise SystemExit(
+        "this program runs on Linux and macOS; on Windows use it in WSL, or in Docker as docs/docker.md describes"
+    ) from None
 
 
 def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
