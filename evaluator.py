@@ -77,8 +77,8 @@ def log_likelihoods(model: MemoryModel, episodes: Episodes) -> dict[str, Tensor]
     m = model.encode_memory(episodes.memory, precompute_features=True)
     log_p, targets = model.log_likelihood(m, model.encode_targets(episodes.x, m))
     values = {"bound": log_p, "target_class": episodes.x_class, **model.metrics(m, targets, episodes)}
-    nothing = torch.zeros_like(log_p)
-    return {name: values.get(name, nothing).squeeze(1).double() for name in METRICS}
+    missing = torch.full_like(log_p, math.nan)
+    return {name: values.get(name, missing).squeeze(1).double() for name in METRICS}
 
 
 def evaluate_cell(

@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 from autoencoders.base import Architecture
 from autoencoders.published import Published
 from autoencoders.residual import Residual
-from config import Config, DataConfig, MixtureConfig, ModelConfig, SchedulerSpec, TrainDataConfig, TrainSpec
+from config import Config, DataConfig, MixtureConfig, ModelConfig, SchedulerSpec, TrainDataConfig, TrainSpec, cell_name
 from config.constraints import episode_spec
 from data.augmentation import Augmentation, RandomMaps, Warp
 from data.composition import EpisodeSpec
@@ -149,10 +149,6 @@ def grid_episodes(config: Config, images: ClassImages, max_batch_cls: int, times
     targets = spread_targets(images.counts, config.test_spec.targets)
     with _naming_the_smallest_class("test_spec.test_params", config.test_data, images):
         return GridEpisodes(images, spec, targets, config.test_spec.seed, cell_name(max_batch_cls, timesteps))
-
-
-def cell_name(max_batch_cls: int, timesteps: int) -> str:
-    return f"C={max_batch_cls} M={timesteps}"
 
 
 # --- model ------------------------------------------------------------------------------------------------------------

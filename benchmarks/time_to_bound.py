@@ -23,7 +23,7 @@ import evaluator
 import parsers
 from commands import Session, train
 from config import Config
-from reports.cells import standard_error
+from reports.estimates import estimate
 from reports.plots import png
 from reports.tables import comma_separated
 from run import Parser, leave, override, roots
@@ -94,7 +94,7 @@ class Race:
     def __init__(self, config: Config, name: str, args: argparse.Namespace, stop: StopRequest) -> None:
         self.config, self.name, self.stop, self.csv = config, name, stop, args.output / f"{name}.csv"
         self.interval, self.limit = args.interval * HOUR, args.limit * HOUR
-        self.cell = parsers.cell_name(args.classes, args.memory)
+        self.cell = configuration.cell_name(args.classes, args.memory)
         images = parsers.test_images(config, CPU)
         self.episodes = parsers.grid_episodes(config, images, args.classes, args.memory)
         self.trainer = train.build_trainer(Session(config, stop, "cpu"))
@@ -148,12 +148,13 @@ class Race:
         with tqdm(total=len(self.episodes), desc="test", unit="target", leave=False, dynamic_ncols=True) as bar:
             values = evaluator.evaluate_cell(model, self.episodes, key, k, batch, chunk, bar.update)  # type: ignore[arg-type]
         model.train()
+        bound = estimate(-values["bound"], values["target_class"])
         return {
             "config": self.name,
             "core_seconds": self.progress.seconds,
             "targets_seen": self.targets_seen,
-            "nats": -values["bound"].mean(),
-            "stderr": standard_error(values["bound"], values["target_class"]),
+            "nats": bound.mean,
+            "stderr": bound.stderr,
         }
 
 
@@ -189,7 +190,7 @@ def draw(args: argparse.Namespace) -> bytes:
     low, high = min(row["nats"] for row in rows), max(row["nats"] for row in rows)
     axis.set_ylim(min(low, args.target or low) - 3, min(high, low + 40) + 3)  # the first minutes would hide the rest
     axis.set(xlabel="core-hours of training", ylabel=f"ELBO@{args.samples}, nats per image (lower is better)")
-    cell = f"{parsers.cell_name(args.classes, args.memory)}, {args.targets} targets"
+    cell = f"{configuration.cell_name(args.classes, args.memory)}, {args.targets} targets"
     axis.set_title(f"{cell}; bars: two standard errors each way", fontsize=8)
     return png(figure)
 

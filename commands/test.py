@@ -18,7 +18,7 @@ from config import Config
 from data.images import ClassImages
 from models.base import MemoryModel
 from reports import tables
-from reports.cells import CellStore, Row, table_row
+from reports.cells import CellStore
 from runtime import checkpoints
 from runtime.files import exclusive_lock, write_atomically
 
@@ -43,13 +43,13 @@ def run(session: Session) -> None:
     model, images = session.load_model(device), parsers.test_images(config, device)
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(_lock(output)))
-        store = CellStore(output, _origin(config, model, images))
+        store = CellStore(output, _origin(config, model, images), images.names)
         for c, m in on_main(lambda: _unfinished_cells(store, config)):
             values = _evaluate(session, store, model, images, c, m)
-            on_main(partial(store.save, parsers.cell_name(c, m), values))
+            on_main(partial(store.save, configuration.cell_name(c, m), values))
             on_main(lambda: _write_table(store, config))
     if session.processes.main:
-        print(tables.markdown(_rows(store, config), config))
+        print(tables.markdown(store.rows(config), config))
         print(f"written: {output}, and beside it the table as .md, the plot as .png, every bound as .npz")
 
 
@@ -83,7 +83,7 @@ def _unfinished_cells(store: CellStore, config: Config) -> list[tuple[int, int]]
         _rename(output)
     write_atomically(output.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
     _write_table(store, config)
-    return [(c, m) for c, m in config.test_cells if store.get(parsers.cell_name(c, m)) is None]
+    return [(c, m) for c, m in config.test_cells if store.get(configuration.cell_name(c, m)) is None]
 
 
 def _rename(output: Path) -> None:
@@ -99,7 +99,7 @@ def _evaluate(
     session: Session, store: CellStore, model: MemoryModel, images: ClassImages, max_batch_cls: int, timesteps: int
 ) -> evaluator.PerTarget:
     """The values of a cell, from where an earlier run was interrupted in it."""
-    config, processes, name = session.config, session.processes, parsers.cell_name(max_batch_cls, timesteps)
+    config, processes, name = session.config, session.processes, configuration.cell_name(max_batch_cls, timesteps)
     device: torch.device = images.images.device
     spec = config.test_spec
     at_once = spec.chunk if spec.samples else max(1, timesteps)  # samples, or addresses, of a target
@@ -128,12 +128,6 @@ def _evaluate(
         )
 
 
-def _rows(store: CellStore, config: Config) -> list[Row]:
-    """Of the finished cells, in the order of the grid."""
-    finished = ((c, m, store.get(parsers.cell_name(c, m))) for c, m in config.test_cells)
-    return [table_row(c, m, values, config.test_spec.samples) for c, m, values in finished if values is not None]
-
-
 def _write_table(store: CellStore, config: Config) -> None:
-    if rows := _rows(store, config):
+    if rows := store.rows(config):
         tables.write_table(Path(config.test_spec.output_file), rows, config)

@@ -10,6 +10,11 @@ from config.schema import DataConfig, ModelConfig, Section, TestDataConfig, Test
 _STEPS_PER_EPOCH = 1000
 
 
+def cell_name(max_batch_cls: int, timesteps: int) -> str:
+    """That of a cell of the test grid, wherever it is drawn or stored."""
+    return f"C={max_batch_cls} M={timesteps}"
+
+
 class Config(Section):
     """Everything that defines a run.  Its parts fit together: an instance that contradicts itself cannot be made."""
 

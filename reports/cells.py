@@ -1,17 +1,18 @@
 """Cells of the test grid: the values of every target, stored in an npz file beside the table, and the row they give.
 
-`n` targets of a cell.
+`n` targets of a cell · `C` classes of the test.
 """
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from config import Config, cell_name
 from evaluator import METRICS, PerTarget
+from reports.estimates import alphabets_of, estimate
 from runtime.arrays import load_npz, npz
 from runtime.errors import reason
 from runtime.files import write_atomically
@@ -21,6 +22,7 @@ _log = logging.getLogger(__name__)
 Row = Mapping[str, float | int]  # of the table
 
 _PARTIAL = ", partial"  # after the name of a cell of which only the first targets are done
+_CLASS_NAMES = "class_names"  # [C], by the number that `target_class` is
 _LARGEST = 1 << 28  # bytes; a cell of 13,180 targets takes 527 kB
 
 
@@ -30,9 +32,9 @@ class CellStore:
     A partial cell has the first targets only.  A file that cannot be read has no cells.
     """
 
-    def __init__(self, output_file: Path, origin: str) -> None:
-        self.path, self._origin = output_file.with_suffix(".npz"), origin
-        self._cells = {name: values for name, (of, values) in _load(self.path).items() if of == origin}
+    def __init__(self, output_file: Path, origin: str, class_names: Sequence[str] = ()) -> None:
+        self.path, self._origin, self._class_names = output_file.with_suffix(".npz"), origin, class_names
+        self._cells = {name: values for name, (of, values) in _whole_cells(_arrays(self.path)).items() if of == origin}
         self.is_empty = not self._cells  # as found
 
     def get(self, cell: str) -> PerTarget | None:
@@ -40,6 +42,10 @@ class CellStore:
 
     def get_partial(self, cell: str) -> PerTarget | None:
         return self._cells.get(cell + _PARTIAL)
+
+    def rows(self, config: Config) -> list[Row]:
+        """Those of the table."""
+        return table_rows(self._cells, config, self._class_names)
 
     def save(self, cell: str, values: PerTarget) -> None:
         """Add a finished cell and write the file.  Raises OSError."""
@@ -53,14 +59,21 @@ class CellStore:
         self._write()
 
     def _write(self) -> None:
-        arrays = {f"{name}/key": np.array(self._origin) for name in self._cells}
+        arrays = {_CLASS_NAMES: np.array(self._class_names)} if self._class_names else {}
+        arrays |= {f"{name}/key": np.array(self._origin) for name in self._cells}
         arrays |= {f"{name}/{metric}": value for name, cell in self._cells.items() for metric, value in cell.items()}
         write_atomically(self.path, npz(arrays))
 
 
 def load_cells(path: Path) -> dict[str, PerTarget]:
     """The finished cells in the file `path`, by name, of whatever origin; none where it cannot be read."""
-    return {name: values for name, (_, values) in _load(path).items() if not name.endswith(_PARTIAL)}
+    return {name: values for name, (_, values) in _whole_cells(_arrays(path)).items() if not name.endswith(_PARTIAL)}
+
+
+def load_class_names(path: Path) -> tuple[str, ...]:
+    """The names of the classes that `target_class` numbers in the file `path`; none where it does not say them."""
+    names = _arrays(path).get(_CLASS_NAMES, np.array([]))
+    return tuple(names.tolist()) if names.ndim == 1 and names.dtype.kind == "U" and names.itemsize else ()
 
 
 def load_origin(path: Path) -> dict[str, str | int]:
@@ -68,19 +81,23 @@ def load_origin(path: Path) -> dict[str, str | int]:
 
     Bounds of different weights can be compared target by target where this is equal.
     """
-    origin, _ = next(iter(_load(path).values()))
+    origin, _ = next(iter(_whole_cells(_arrays(path)).values()))
     return {name: value for name, value in json.loads(origin).items() if name != "weights"}
 
 
-def _load(path: Path) -> dict[str, tuple[str, PerTarget]]:
-    """Origin and values of every cell of which nothing is missing."""
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """All that is in the file; nothing where it cannot be read."""
     try:
-        arrays = load_npz(path, _LARGEST)
+        return load_npz(path, _LARGEST)
     except FileNotFoundError:
         return {}
     except Exception as error:  # readers of damaged files raise almost anything
         _log.warning("%s cannot be read (%s)", path, reason(error))
         return {}
+
+
+def _whole_cells(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[str, PerTarget]]:
+    """Origin and values of every cell of which nothing is missing."""
     cells = {}
     for name in (key.removesuffix("/key") for key in arrays if key.endswith("/key")):
         values = {metric: arrays[f"{name}/{metric}"] for metric in METRICS if f"{name}/{metric}" in arrays}
@@ -96,18 +113,32 @@ def _is_whole(values: PerTarget) -> bool:
     return all(value.dtype == np.float64 and value.shape == values["bound"].shape for value in values.values())
 
 
-def table_row(max_batch_cls: int, timesteps: int, values: PerTarget, k: int | None) -> Row:
-    """The row of a finished cell: ELBO, or with `k` None NLL, is minus the mean bound in nats per image."""
-    bound = values["bound"]
+def table_row(
+    max_batch_cls: int, timesteps: int, values: PerTarget, k: int | None, class_names: Sequence[str] = ()
+) -> Row:
+    """The row of a finished cell: ELBO, or with `k` None NLL, is minus the mean bound in nats per image.
+
+    In all means every class counts the same.
+    """
+    classes = values["target_class"]
+    alphabets = alphabets_of(classes, class_names)
+    bound = estimate(-values["bound"], classes, alphabets)
     return {
         "max_batch_cls": max_batch_cls,
         "timesteps": timesteps,
-        "NLL" if k is None else "ELBO": -bound.mean(),
-        "stderr": standard_error(bound, values["target_class"]),
-        **{name: values[name].mean() for name in ("kl_a", "kl_z", "address_accuracy")},
-        "targets": len(bound),
+        "NLL" if k is None else "ELBO": bound.mean,
+        "stderr": bound.stderr,
+        "stderr_new_classes": bound.stderr_new_classes,
+        **{name: estimate(values[name], classes).mean for name in ("kl_a", "kl_z", "address_accuracy")},
+        "targets": len(classes),
         **({} if k is None else {"importance_num": k}),
     }
+
+
+def table_rows(cells: Mapping[str, PerTarget], config: Config, class_names: Sequence[str]) -> list[Row]:
+    """Of those cells of the grid that are there, in its order."""
+    grid = [(c, m, cells.get(cell_name(c, m))) for c, m in config.test_cells]
+    return [table_row(c, m, cell, config.test_spec.samples, class_names) for c, m, cell in grid if cell is not None]
 
 
 def metric(rows: Sequence[Row]) -> str:
@@ -115,13 +146,12 @@ def metric(rows: Sequence[Row]) -> str:
     return "NLL" if "NLL" in rows[0] else f"ELBO@{rows[0]['importance_num']}"
 
 
-def standard_error(values: np.ndarray, classes: np.ndarray) -> float:
-    """Standard error of the mean of `values` [n], where those of one class may be alike; NaN for a single class.
-
-    Images of a character share much of what makes them easy or hard, so the classes are what was drawn independently:
-    the square root of C/(C-1) sum_c (sum_{i in c} (v_i - mean))^2 / n^2, the usual one where each class has one target.
-    """
-    _, which = np.unique(classes, return_inverse=True)
-    totals = np.bincount(which, values - values.mean())  # [C]
-    number = len(totals)
-    return math.sqrt(number / (number - 1) * (totals**2).sum()) / len(values) if number > 1 else math.nan
+def described(config: Config) -> str:
+    """Of which images, targets and memories the numbers of a test speak."""
+    data, spec = config.test_data, config.test_spec
+    of = {"train": "targets of training classes; ", "held_out": "targets of held-out classes; "}.get(spec.subset, "")
+    images = "never the target" if spec.own_class else "all of other classes than the target's (a control)"
+    return (
+        f"{data.kind}, {data.split} split, {data.resize} x {data.resize} by {data.resample}; "
+        f"{of}C = up to that many classes in a memory, M = images in it, {images}"
+    )

@@ -2,12 +2,13 @@
 
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from config import Config
-from reports.cells import Row, metric
+from reports.cells import Row, described, metric
 from reports.published import SIZES, published
 from runtime.files import write_atomically
 
@@ -39,7 +40,9 @@ def result_plot(rows: Sequence[Row], config: Config) -> bytes:
     axis.minorticks_off()
     axis.set_xlabel("images in the memory, M")
     axis.set_ylabel(f"{metric(rows)}, nats per image (lower is better)")
-    axis.set_title("bars: two standard errors each way", fontsize=8)
+    targets = max(row["targets"] for row in rows)
+    title = f"{described(config)}; {targets} targets a cell; bars: two standard errors each way"
+    axis.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=8)
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     return png(figure)

@@ -1,23 +1,38 @@
-"""The results table: a row for each finished cell, as csv, Markdown and plot."""
+"""The results table: a row for each finished cell, as csv, Markdown and plot.
 
+    python -m reports.tables runs/vma/results.npz
+
+writes the table again from the stored bounds of all targets and the configuration beside them.
+"""
+
+import argparse
 import csv
 import io
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import config as configuration
 from config import Config
-from reports.cells import Row, metric
+from reports.cells import Row, described, load_cells, load_class_names, metric, table_rows
 from reports.plots import result_plot
 from reports.published import CAVEATS, SIZES, published
+from runtime.errors import DataError, UserError, status_of
 from runtime.files import write_atomically
 
 # Metrics of a row beside the bound, with their headers and digits in the table for people.
 _METRICS = (
     ("stderr", "± s.e.", 2),
+    ("stderr_new_classes", "± new classes", 2),
     ("kl_a", "KL(a)", 2),
     ("kl_z", "KL(z)", 2),
     ("address_accuracy", "address accuracy", 3),
+)
+
+_COUNTED = (
+    "Every class counts the same. ± s.e.: standard error for the classes of this test; ± new classes: for other ones, "
+    "clustered by alphabet where classes have one."
 )
 
 
@@ -44,7 +59,7 @@ def markdown(rows: Sequence[Row], config: Config) -> str:
     header = ["C", "M", metric(rows), *(title for _, title, _ in _METRICS), "targets", *known]
     of = "the log-likelihood, an exact sum over addresses" if exact else "the importance-weighted bound"
     lines = [
-        f"{metric(rows)}: minus {of}, nats per image, lower is better. {described(config)}.",
+        f"{metric(rows)}: minus {of}, nats per image, lower is better. {described(config)}. {_COUNTED}",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",
@@ -61,25 +76,40 @@ def markdown(rows: Sequence[Row], config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def described(config: Config) -> str:
-    """Of which images, targets and memories the numbers of a test speak."""
-    data, spec = config.test_data, config.test_spec
-    of = {"train": "targets of training classes; ", "held_out": "targets of held-out classes; "}.get(spec.subset, "")
-    images = "never the target" if spec.own_class else "all of other classes than the target's (a control)"
-    return (
-        f"{data.kind}, {data.split} split, {data.resize} x {data.resize} by {data.resample}; "
-        f"{of}C = up to that many classes in a memory, M = images in it, {images}"
-    )
-
-
 def _known(table: Mapping[int, Sequence[float]], row: Row) -> str:
     classes, size = int(row["max_batch_cls"]), int(row["timesteps"])
     return f"{table[classes][SIZES.index(size)]:.1f}" if classes in table and size in SIZES else ""
 
 
 def _shown(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+    return "–" if math.isnan(value) else f"{value:z.{digits}f}"
 
 
 def _rounded(value: str | int | float) -> str | int | float:
-    return round(float(value), 4) if isinstance(value, float) else value
+    return round(float(value), 4) + 0.0 if isinstance(value, float) else value  # no -0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    p = argparse.ArgumentParser(prog="python -m reports.tables", description="Write tables again.")
+    p.add_argument("npz", type=Path, nargs="+", help="the bounds of a test, beside its .resolved.yaml")
+    try:
+        for path in p.parse_args(arguments).npz:
+            write_again(path)
+    except (UserError, OSError) as error:
+        print(error, file=sys.stderr)
+        return status_of(error)
+    return 0
+
+
+def write_again(npz: Path) -> None:
+    """Write and print the table of the bounds in `npz`.  Raises UserError, DataError, OSError."""
+    config = configuration.load(npz.with_suffix(".resolved.yaml"))
+    if not (rows := table_rows(load_cells(npz), config, load_class_names(npz))):
+        raise DataError(f"{npz}: no finished cell of the grid that {npz.with_suffix('.resolved.yaml')} has")
+    write_table(npz.with_suffix(".csv"), rows, config)
+    print(markdown(rows, config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

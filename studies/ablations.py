@@ -17,11 +17,11 @@ from torch import nn
 
 import config as configuration
 import run
-from config import Config, strict_yaml
+from config import Config, cell_name, strict_yaml
 from evaluator import PerTarget
-from parsers import build_optimizer, build_scheduler, cell_name
-from reports.cells import load_cells, load_origin, standard_error
-from reports.tables import described
+from parsers import build_optimizer, build_scheduler
+from reports.cells import described, load_cells, load_origin
+from reports.estimates import estimate
 from runtime.errors import UserError
 from runtime.signals import StopRequest
 from studies import program
@@ -156,6 +156,8 @@ def finished(study: Study, name: str, output: Path) -> Cells | None:
 def compared(done: Mapping[str, Cells], tests: Mapping[str, object]) -> list[program.Row]:
     """ELBO of each row and cell, and its difference to the first row, target by target, in nats (negative is better).
 
+    The standard error is over classes, since the held-out ones are a few of those that might have been held out.
+
     Raises:
         UserError: the rows were not tested on the same cells and targets.
     """
@@ -168,15 +170,16 @@ def compared(done: Mapping[str, Cells], tests: Mapping[str, object]) -> list[pro
                 "is held out (train_spec.seed, train_data.held_out_classes)"
             )
         for cell, values in cells.items():
-            worse = first[cell]["bound"] - values["bound"]
+            classes = values["target_class"]
+            difference = estimate(first[cell]["bound"] - values["bound"], classes)
             rows.append(
                 {
                     "row": name,
                     "cell": cell,
-                    "ELBO": float(-values["bound"].mean()),
-                    "difference": float(worse.mean()),
-                    "difference_stderr": standard_error(worse, values["target_class"]),
-                    "targets": len(worse),
+                    "ELBO": estimate(-values["bound"], classes).mean,
+                    "difference": difference.mean,
+                    "difference_stderr": difference.stderr_new_classes,
+                    "targets": len(classes),
                 }
             )
     return rows
@@ -186,7 +189,7 @@ def markdown(rows: Sequence[Any], config: Config) -> str:
     """A line for each row, a column for each cell; `config` is that of the first row."""
     lines: dict[str, str] = {}
     for row in rows:
-        difference = f" ({row['difference']:+.2f} ± {row['difference_stderr']:.2f})"
+        difference = f" ({row['difference']:+z.2f} ± {row['difference_stderr']:.2f})"
         shown = f"{row['ELBO']:.2f}" + (difference if row["row"] != rows[0]["row"] else "")
         lines[row["row"]] = f"{lines.get(row['row'], row['row'])} | {shown}"
     return program.markdown(

@@ -24,9 +24,9 @@ from data.episodes import Episodes, GridEpisodes
 from evaluator import TEST_DECODES_AT_ONCE
 from models.objectives import log_mean_exp
 from models.vma.model import VMA, EncodedMemory, EncodedTargets
-from reports.cells import standard_error
+from reports.cells import described
+from reports.estimates import estimate
 from reports.plots import png
-from reports.tables import described
 from run import leave, roots
 from runtime.randomness import TargetNoise
 from runtime.signals import StopRequest
@@ -63,7 +63,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     assert isinstance(model, VMA)  # others have no sum over addresses
     images = parsers.test_images(config, next(model.parameters()).device)
     episodes = parsers.grid_episodes(config, images, args.classes, args.memory)
-    cell = parsers.cell_name(args.classes, args.memory)
+    cell = configuration.cell_name(args.classes, args.memory)
     key = ("estimator", config.test_spec.seed, cell)
     found = program.resumed(
         args.output / "estimator.npz",
@@ -141,14 +141,15 @@ def summarised(targets: Sequence[Bounds], sizes: Sequence[int], slots: int) -> l
     for estimator, ks, cost in ((SAMPLED, sizes, 1), (SUMMED, per_address(sizes, slots), slots)):
         for number, k in enumerate(ks):
             bound = np.array([one[estimator][number] for one in targets])
+            mean, gap = estimate(-bound, classes), estimate(best - bound, classes)
             row: program.Row = {
                 "estimator": estimator,
                 "K": k,
                 "decodes": k * cost,
-                "ELBO": float(-bound.mean()),
-                "stderr": standard_error(bound, classes),
-                "gap": float((best - bound).mean()),
-                "gap_stderr": standard_error(best - bound, classes),
+                "ELBO": mean.mean,
+                "stderr": mean.stderr,
+                "gap": gap.mean,
+                "gap_stderr": gap.stderr,
                 "targets": len(bound),
             }
             rows.append(row)
@@ -158,7 +159,7 @@ def summarised(targets: Sequence[Bounds], sizes: Sequence[int], slots: int) -> l
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-_LINE = "{estimator} | {K} | {decodes} | {ELBO:.2f} | {stderr:.2f} | {gap:.3f} | {gap_stderr:.3f}"
+_LINE = "{estimator} | {K} | {decodes} | {ELBO:.2f} | {stderr:.2f} | {gap:z.3f} | {gap_stderr:.3f}"
 
 
 def markdown(rows: Sequence[program.Row], cell: str, config: Config) -> str:

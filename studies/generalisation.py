@@ -3,8 +3,8 @@
     python -m studies.generalisation --config configs/vma_tuned.yaml --checkpoint a.pt --checkpoint b.pt
 
 tests each checkpoint on the three kinds of classes by the command line of the project (a finished test is kept) and
-writes `generalisation.csv`, `.md`, `.png` and `.npz` (every bound and the class of its target) into `--output`, beside
-the folders of the tests.
+writes `generalisation.csv`, `.md`, `.png` and `.npz` (bounds and classes of all targets, names of the classes)
+into `--output`, beside the folders of the tests.
 """
 
 import argparse
@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import config as configuration
 import run
-from config import Config
+from config import Config, cell_name
 from evaluator import PerTarget
-from parsers import cell_name
-from reports.cells import load_cells, standard_error
+from reports.cells import described, load_cells, load_class_names
+from reports.estimates import alphabets_of, estimate
 from reports.plots import png
-from reports.tables import described
 from runtime import checkpoints
 from runtime.arrays import npz
 from runtime.errors import DataError, UserError
@@ -55,22 +56,32 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> int:
             options = run.options(args.root, args.device, overrides(args, path, subset))
             if status := run.main(["--config", str(args.config), "--test", "--checkpoint", str(path), *options]):
                 return status
-            values = load_cells(_table(args, path, subset).with_suffix(".npz"))[cell_name(args.classes, args.memory)]
+            stored = _table(args, path, subset).with_suffix(".npz")
+            values, names = load_cells(stored)[cell_name(args.classes, args.memory)], load_class_names(stored)
             bounds |= {f"{path.stem}/{subset}/{part}": values[part] for part in ("bound", "target_class")}
-            rows.append(
-                {
-                    "checkpoint": path.stem,
-                    "targets_seen": seen[path],
-                    "subset": subset,
-                    "ELBO": float(-values["bound"].mean()),
-                    "stderr": standard_error(values["bound"], values["target_class"]),
-                    "targets": len(values["bound"]),
-                    "importance_num": args.samples,
-                }
-            )
+            bounds[f"{subset}/class_names"] = np.array(names)
+            rows.append(summarised(path.stem, seen[path], subset, values, names, args.samples))
     write_atomically(args.output / "generalisation.npz", npz(bounds))
     program.write(args.output, "generalisation", rows, markdown(rows, config), draw(rows, args))
     return 0
+
+
+def summarised(
+    checkpoint: str, targets_seen: int, subset: str, values: PerTarget, class_names: Sequence[str], k: int
+) -> program.Row:
+    """A row of the table, of bounds with K = `k` and the classes of their targets."""
+    classes = values["target_class"]
+    bound = estimate(-values["bound"], classes, alphabets_of(classes, class_names))
+    return {
+        "checkpoint": checkpoint,
+        "targets_seen": targets_seen,
+        "subset": subset,
+        "ELBO": bound.mean,
+        "stderr": bound.stderr,
+        "stderr_new_classes": bound.stderr_new_classes,
+        "targets": len(classes),
+        "importance_num": k,
+    }
 
 
 def targets_seen(path: Path, later: frozenset[Path] = frozenset()) -> int:
@@ -110,12 +121,12 @@ def markdown(rows: Sequence[Any], config: Config) -> str:
     lines: dict[str, str] = {}
     for row in rows:
         line = lines.get(row["checkpoint"], f"{row['targets_seen']:,}")
-        lines[row["checkpoint"]] = f"{line} | {row['ELBO']:.2f} ± {row['stderr']:.2f}"
+        lines[row["checkpoint"]] = f"{line} | {row['ELBO']:.2f} ± {row['stderr_new_classes']:.2f}"
     params = config.test_spec.test_params
     return program.markdown(
         f"ELBO@{rows[0]['importance_num']} on {rows[0]['targets']} targets of each kind, "
         f"{cell_name(params.max_batch_cls[0], params.timesteps[0])}: minus the importance-weighted bound, nats per "
-        f"image, lower is better, ± one standard error over classes. {described(config)}. The held-out classes chose "
+        f"image, lower is better, ± one standard error over alphabets. {described(config)}. The held-out classes chose "
         "the best step of a training.",
         " | ".join(["targets seen", *SUBSETS.values()]),
         lines.values(),
@@ -129,7 +140,7 @@ def draw(rows: Sequence[Any], args: argparse.Namespace) -> bytes:
 
     figure = Figure((6, 4))
     axis = figure.subplots()
-    program.draw_lines(axis, rows, "subset", "targets_seen", "ELBO", "stderr", SUBSETS)
+    program.draw_lines(axis, rows, "subset", "targets_seen", "ELBO", "stderr_new_classes", SUBSETS)
     axis.xaxis.set_major_formatter(EngFormatter())
     axis.set(xlabel="targets seen", ylabel=f"ELBO@{args.samples}, nats per image (lower is better)")
     of_each = f"{cell_name(args.classes, args.memory)}, {rows[0]['targets']} targets of each"

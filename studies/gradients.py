@@ -144,7 +144,7 @@ def gradient(model: MemoryModel, batch: object, noise: StepNoise) -> Tensor:
 
 _LINE = (
     "{estimator} | {noise:.0f} | {noise_stderr:.0f} | {to_first:.2f} | {to_first_stderr:.2f} | {between_batches:.0f} | "
-    "{signal:.0f}"
+    "{signal:z.0f}"
 )
 
 

@@ -26,7 +26,7 @@ from runtime import checkpoints
 from runtime.files import exclusive_lock
 from runtime.signals import StopRequest
 
-COLUMNS = "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
+COLUMNS = "max_batch_cls,timesteps,ELBO,stderr,stderr_new_classes,kl_a,kl_z,address_accuracy,targets,importance_num"
 CELLS = [(1, 1), (1, 3), (2, 1), (2, 3)]
 PARTS = ("address_accuracy", "bound", "kl_a", "kl_z", "target_class")
 

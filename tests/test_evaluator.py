@@ -1,6 +1,5 @@
 """The bound is that of all K weights at once, however they are cut; finished cells are kept, damaged ones are not."""
 
-import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,7 +16,7 @@ from data.episodes import Episodes
 from evaluator import METRICS, TEST_DECODES_AT_ONCE, importance_bounds, sizes_at_once
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
-from reports.cells import CellStore, load_cells, standard_error, table_row
+from reports.cells import CellStore, load_cells
 from runtime.arrays import npz
 from runtime.randomness import TargetNoise
 
@@ -234,47 +233,3 @@ def test_an_entry_that_is_no_array_spoils_the_file(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "table.npz", "a") as archive:
         archive.writestr("C=2 M=1/key.npy", b"no array")
     assert load_cells(tmp_path / "table.npz") == {}
-
-
-# --- the row ----------------------------------------------------------------------------------------------------------
-
-
-def test_summary_is_mean_and_standard_error() -> None:
-    parts = {name: np.array([1.0, 2.0, 6.0]) * scale for name, scale in [("kl_a", 1), ("kl_z", 2)]}
-    parts |= {"address_accuracy": np.ones(3) / 2, "target_class": np.array([4.0, 2.0, 9.0])}
-    row = table_row(2, 5, {"bound": np.array([-70.0, -80.0, -75.0]), **parts}, 1000)
-    assert row == {
-        "max_batch_cls": 2,
-        "timesteps": 5,
-        "ELBO": 75.0,
-        "stderr": pytest.approx(math.sqrt((25 + 25) / 2 / 3)),
-        "kl_a": 3.0,
-        "kl_z": 6.0,
-        "address_accuracy": 0.5,
-        "targets": 3,
-        "importance_num": 1000,
-    }
-    columns = "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
-    assert ",".join(row) == columns
-
-
-def test_one_target_has_no_standard_error() -> None:
-    row = table_row(1, 1, {name: np.array([1.0]) for name in METRICS}, 2)
-    assert math.isnan(row["stderr"])
-
-
-def test_the_standard_error_counts_classes() -> None:
-    """Where targets of a class are alike it is that of the mean over classes, and it covers as it should."""
-    random = np.random.default_rng(0)
-    means = random.normal(size=12)
-    alike = np.repeat(means, 5)
-    assert standard_error(alike, np.arange(60) // 5) == pytest.approx(means.std(ddof=1) / math.sqrt(12))
-    single = random.normal(size=12)
-    assert standard_error(single, random.permutation(12)) == pytest.approx(single.std(ddof=1) / math.sqrt(12))
-    # Classes of 10 with a correlation of 0.5 within: the mean of 40 classes has a variance of 0.5 / 40 + 0.5 / 400.
-    draws, truth = 2000, math.sqrt(0.5 / 40 + 0.5 / 400)
-    classes = np.arange(400) % 40
-    values = math.sqrt(0.5) * (random.normal(size=(draws, 40))[:, classes] + random.normal(size=(draws, 400)))
-    squares = np.array([standard_error(row, classes) ** 2 for row in values])
-    assert abs(squares.mean() - truth**2) < 4 * squares.std() / math.sqrt(draws)  # standard errors
-    assert np.mean([row.std(ddof=1) / 20 for row in values]) < 0.5 * truth  # what taking targets for independent gives

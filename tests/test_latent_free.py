@@ -176,7 +176,7 @@ def test_the_program_trains_tests_and_draws_it(tmp_path: Path) -> None:
     )  # fmt: skip
     assert main(tmp_path, "--train", "--test", "--sample", *overrides) == 0
     header, *rows = (tmp_path / "table.csv").read_text().splitlines()
-    assert header == "max_batch_cls,timesteps,NLL,stderr,kl_a,kl_z,address_accuracy,targets"
+    assert header == "max_batch_cls,timesteps,NLL,stderr,stderr_new_classes,kl_a,kl_z,address_accuracy,targets"
     assert len(rows) == 4
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("NLL: minus the log-likelihood, an exact sum over addresses, nats per image")

@@ -25,7 +25,8 @@ PUBLISHED = {  # (C, M) -> published code, paper
 
 def row(c: int, m: int, k: int = 1000) -> dict[str, float | int]:
     return {
-        "max_batch_cls": c, "timesteps": m, "ELBO": 80 + c - m / 7, "stderr": 0.123456, "kl_a": 0.5, "kl_z": 12.34567,
+        "max_batch_cls": c, "timesteps": m, "ELBO": 80 + c - m / 7, "stderr": 0.123456,
+        "stderr_new_classes": 1.5, "kl_a": 0.5, "kl_z": 12.34567,
         "address_accuracy": 0.98765, "targets": 300, "importance_num": k,
     }  # fmt: skip
 
@@ -47,7 +48,7 @@ def test_the_csv_has_these_columns_and_numbers(tmp_path: Path) -> None:
     tables.write_table(tmp_path / "new" / "table.csv", rows, published())
     text = (tmp_path / "new" / "table.csv").read_text()
     assert text.splitlines()[0] == (
-        "max_batch_cls,timesteps,ELBO,stderr,kl_a,kl_z,address_accuracy,targets,importance_num"
+        "max_batch_cls,timesteps,ELBO,stderr,stderr_new_classes,kl_a,kl_z,address_accuracy,targets,importance_num"
     )
     for read, given in zip(csv.DictReader(text.splitlines()), rows, strict=True):
         assert {name: float(value) for name, value in read.items()} == pytest.approx(given, abs=5e-5)
@@ -113,8 +114,8 @@ def test_the_table_says_what_it_shows(tmp_path: Path) -> None:
         assert said in text
     line = table(text)[0]
     assert line == {
-        "C": "1", "M": "1", "ELBO@60": "80.86", "± s.e.": "0.12", "KL(a)": "0.50", "KL(z)": "12.35",
-        "address accuracy": "0.988", "targets": "300",
+        "C": "1", "M": "1", "ELBO@60": "80.86", "± s.e.": "0.12", "± new classes": "1.50", "KL(a)": "0.50",
+        "KL(z)": "12.35",        "address accuracy": "0.988", "targets": "300",
     }  # fmt: skip
 
 
@@ -212,3 +213,20 @@ def test_a_metric_that_does_not_exist_is_a_dash(tmp_path: Path) -> None:
     text = tables.markdown([{**row(1, 1), "kl_z": float("nan"), "stderr": float("nan")}], small_config(tmp_path))
     (line,) = table(text)
     assert (line["KL(z)"], line["± s.e."], line["KL(a)"]) == ("–", "–", "0.50") and "nan" not in text
+
+
+def test_no_zero_has_a_sign(tmp_path: Path) -> None:
+    rows = [{**row(1, 1), "kl_a": -0.00001}]
+    assert table(tables.markdown(rows, small_config(tmp_path)))[0]["KL(a)"] == "0.00"
+    assert b"-0.0" not in tables.comma_separated(rows, ["kl_a"])
+
+
+def test_a_table_is_written_again_from_the_stored_bounds(tmp_path: Path) -> None:
+    assert main(tmp_path, "--train", "--test", "train_spec.steps=1") == 0
+    files = [tmp_path / f"table{suffix}" for suffix in (".csv", ".md", ".png")]
+    before = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
+    assert tables.main([str(tmp_path / "table.npz")]) == 0
+    assert [path.read_bytes() for path in files] == before
+    assert tables.main([str(tmp_path / "other.npz")]) == 2

@@ -12,6 +12,8 @@ from torch.distributions import Distribution
 import config as configuration
 import evaluator
 import parsers
+from reports import tables
+from reports.cells import load_cells, load_class_names, table_rows
 from runtime import checkpoints
 
 CONFIGS = [*ROOT.glob("configs/*.yaml"), *ROOT.glob("results/**/*.resolved.yaml")]
@@ -33,6 +35,17 @@ def test_shipped_weights_are_those_of_the_model_that_their_configuration_builds(
     )
 
 
+@pytest.mark.parametrize("stored", sorted(ROOT.glob("results/*/results.npz")), ids=lambda path: path.parent.name)
+def test_shipped_tables_are_those_of_their_bounds(stored: Path) -> None:
+    config = configuration.load(stored.with_suffix(".resolved.yaml"))
+    rows = table_rows(load_cells(stored), config, load_class_names(stored))
+    assert stored.with_suffix(".csv").read_bytes() == tables.comma_separated(rows, list(rows[0]))
+    text = tables.markdown(rows, config)
+    assert stored.with_suffix(".md").read_text() == text
+    lines = {line for line in text.splitlines() if line.startswith("|")}
+    assert lines <= set((stored.parent / "README.md").read_text().splitlines())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("OMNIGLOT_ROOT" not in os.environ, reason="the environment variable OMNIGLOT_ROOT is not set")
 @pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)
@@ -47,7 +60,7 @@ def test_shipped_weights_give_the_bounds_of_their_table(path: Path) -> None:
     k = config.test_spec.samples
     Distribution.set_default_validate_args(False)
     for c, m in (config.test_cells[0], config.test_cells[-1]):
-        cell = parsers.cell_name(c, m)
+        cell = configuration.cell_name(c, m)
         episodes = parsers.grid_episodes(config, images, c, m)
         some = torch.tensor([0, len(episodes) // 2, len(episodes) - 1])
         key = ("test", config.test_spec.seed, cell)
