@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import re
@@ -37,10 +36,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sample", action="store_true", help="draw memories, samples of p(x|M) and reconstructions")
     p.add_argument("--print-config", action="store_true", help="print the complete configuration and do nothing else")
     p.add_argument("--root", metavar="DIR", help="where the data is, for training, validation and test")
+    p.add_argument("--output", metavar="DIR", help="the folder of the run; in YAML the key output")
+    p.add_argument("--seed", type=int, metavar="N", help="the key train_spec.seed; give each an --output of its own")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a key, such as train_spec.steps=200; may be repeated")  # fmt: skip
     p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
-    p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (tb/vma beside vma.pt)")
+    p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (tb/vma in that of the run)")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test, --sample and --export")
     p.add_argument("--restart", action="store_true", help="train from the start; an earlier run is discarded")
     p.add_argument("--export", type=Path, metavar="PATH",
@@ -103,23 +104,6 @@ def say(text: str) -> None:
     print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)
 
 
-def roots(folder: str | None) -> list[str]:
-    """The overrides that `--root` stands for."""
-    sections = ("train_data", "val_data", "test_data")
-    return [override(f"{section}.root", folder) for section in sections] if folder else []
-
-
-def override(key: str, text: str | Path) -> str:
-    """KEY=VALUE for `--set` with a value that is text, however it would be read without quotes."""
-    return f"{key}={json.dumps(str(text), ensure_ascii=False)}"
-
-
-def options(root: str | None, device: str | None, overrides: list[str]) -> list[str]:
-    """The arguments of a command line that stand for these."""
-    options = [("--root", root), ("--device", device), *(("--set", one) for one in overrides)]
-    return [word for name, value in options if value for word in (name, value)]
-
-
 def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> int:
     """The exit status.
 
@@ -129,7 +113,9 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     with stop.exiting(lambda stopped: report(stopped, given)):
         import config as configuration
 
-        config = configuration.load(args.config, [*roots(args.root), *args.overrides])
+        config = configuration.load(
+            args.config, [*configuration.overrides(args.root, args.output, args.seed), *args.overrides]
+        )
         if args.print_config:
             print(configuration.dump(config), end="")
             return 0

@@ -274,12 +274,12 @@ def _trained(launcher: Sequence[str], benchmark: Benchmark, rows: int, every: in
     """The rows of the log of a training, one for `every` steps, and when the last was written."""
     on_cpu = benchmark.device.type == "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "log.jsonl")
+        log = Path(folder, "train.jsonl")
         spec: dict[str, object] = {"steps": rows * every, "log_every": every}
-        spec |= {"checkpoint_path": f"{folder}/vma.pt", "log_file": str(log)}
         sets = (*benchmark.overrides, *(f"train_spec.{key}={json.dumps(value)}" for key, value in spec.items()))
-        device = ["--device", str(benchmark.device)] if on_cpu or not launcher else []  # else a GPU for each process
-        command = [*launcher, str(_ROOT / "run.py"), "--config", str(benchmark.path), "--train", *device]
+        given = ["--config", str(benchmark.path), "--train", "--output", folder]
+        given += ["--device", str(benchmark.device)] if on_cpu or not launcher else []  # else a GPU for each process
+        command = [*launcher, str(_ROOT / "run.py"), *given]
         run_python([*command, *(part for one in sets for part in ("--set", one))], 1 if launcher and on_cpu else None)
         lines = log.read_text().splitlines() if log.exists() else []
         found = [row for row in map(json.loads, lines) if row["subset"] == "train"]

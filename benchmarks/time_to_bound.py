@@ -26,7 +26,7 @@ from config import Config
 from reports.estimates import estimate
 from reports.plots import png
 from reports.tables import comma_separated
-from run import Parser, leave, override, roots
+from run import Parser, leave
 from runtime.errors import UserError
 from runtime.files import exclusive_lock, write_atomically
 from runtime.signals import Stopped, StoppedAtOnce, StopRequest
@@ -67,7 +67,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
         raise UserError("--interval and --limit: core-hours, more than 0")
     for path, config in [(path, configured(path, args)) for path in args.config]:  # mistakes show before hours
         print(f"--- {path}", flush=True)
-        with exclusive_lock(args.output / path.stem / "weights.pt", "training", "--output"):
+        with exclusive_lock(args.output / path.stem / "vma.pt", "training"):
             rows = Race(config, path.stem, args, stop).run()
         print(said(path.stem, rows, args.target))
         write_atomically(args.output / "time_to_bound.png", draw(args))
@@ -77,12 +77,11 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
 def configured(path: Path, args: argparse.Namespace) -> Config:
     """The configuration with the test of the arguments, and files of its own.  Raises UserError."""
     own = [
-        override("train_spec.checkpoint_path", args.output / path.stem / "weights.pt"),
-        "train_spec.log_file=null",
+        *configuration.overrides(output=args.output / path.stem),
         f"test_spec.importance_num={args.samples}",
         *program.cell_overrides(args),
     ]
-    config = configuration.load(path, [*roots(args.root), *args.overrides, *own])
+    config = configuration.load(path, [*configuration.overrides(args.root), *args.overrides, *own])
     if config.train_spec.init_from is not None:
         raise UserError(f"{path}: train_spec.init_from: an earlier training would not be timed; --set it to null")
     return config

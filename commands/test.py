@@ -55,7 +55,7 @@ def run(session: Session) -> None:
 
 def _lock(output: Path) -> contextlib.AbstractContextManager[None]:
     beside = [output.with_suffix(suffix) for suffix in _SUFFIXES]
-    return exclusive_lock(output, "test", "test_spec.output_file", beside)
+    return exclusive_lock(output, "test", beside)
 
 
 def _origin(config: Config, model: MemoryModel, images: ClassImages) -> str:

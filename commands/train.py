@@ -145,7 +145,7 @@ def draw_curves(session: Session) -> None:
 
 def _lock(path: Path) -> contextlib.AbstractContextManager[None]:
     beside = [path.with_suffix(suffix) for suffix in (STATE, EVIDENCE, ".resolved.yaml")]
-    return exclusive_lock(path, "training", "train_spec.checkpoint_path", beside)
+    return exclusive_lock(path, "training", beside)
 
 
 def _prepare_files(config: Config, restart: bool) -> None:
@@ -201,7 +201,7 @@ def _state_to_resume(path: Path, config: Config) -> dict[str, Any] | None:
     if path.exists():
         raise UserError(
             f"{path}: weights without the state of a run, so training would overwrite them; overwrite them with "
-            "--restart, or choose another train_spec.checkpoint_path"
+            "--restart, or choose another --output"
         )
     _check_log(None, config)
     return None
@@ -213,8 +213,8 @@ def check_same_run(path: Path, state: dict[str, Any], config: Config) -> None:
     if changed := configuration.differences(config_of(path, state), config, ignore=ignored):
         listed = "\n  ".join(changed)
         raise UserError(
-            f"{path}: this run was begun with another configuration; train anew with --restart, choose another "
-            f"train_spec.checkpoint_path, or undo the change:\n  {listed}"
+            f"{path}: this run was begun with another configuration; choose another --output, train anew with "
+            f"--restart, or undo the change:\n  {listed}"
         )
 
 
@@ -228,6 +228,6 @@ def _check_log(state: dict[str, Any] | None, config: Config) -> None:
     own = state is not None and f'"seconds": {state["progress"]["seconds"]!r}'.encode() in rows
     if rows and not own:
         raise UserError(
-            f"train_spec.log_file: {log_file} holds the log of another run; choose another log_file, or train anew "
+            f"train_spec.log_file: {log_file} holds the log of another run; choose another --output, or train anew "
             "with --restart, which replaces it"
         )

@@ -1,5 +1,6 @@
 """Strict YAML -> a frozen, typed configuration.  Imports no torch, so a mistake in a file is answered at once."""
 
+from config.arguments import override, overrides
 from config.comparing import HELD_OUT_KEYS, MAY_CHANGE_ON_RESUME, MODEL_KEYS, NETWORK_KEYS, differences
 from config.config import Config, cell_name
 from config.reading import ConfigError, load, parse
@@ -9,5 +10,5 @@ from config.writing import dump
 __all__ = [
     "HELD_OUT_KEYS", "MAY_CHANGE_ON_RESUME", "MODEL_KEYS", "NETWORK_KEYS", "Config", "ConfigError", "DataConfig",
     "MixtureConfig", "ModelConfig", "SchedulerSpec", "TrainDataConfig", "TrainSpec", "cell_name", "differences", "dump",
-    "load", "parse",
+    "load", "override", "overrides", "parse",
 ]  # fmt: skip

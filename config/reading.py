@@ -14,7 +14,7 @@ from config import strict_yaml
 from config.comparing import below
 from config.config import Config
 from config.constraints import Problem, contradictions
-from config.schema import AUTOENCODERS, Autoencoder, SchedulerSpec, Section, section_of
+from config.schema import AUTOENCODERS, Autoencoder, SchedulerSpec, Section, is_text, section_of
 from config.strict_yaml import StrictYamlError, shown
 from config.writing import one_line
 from data.registry import DATA_SETS
@@ -32,6 +32,13 @@ _KEYS_OF_A_KIND = ("train_spec.scheduler", "model.autoencoder")  # which are ano
 _ALTERNATIVES = ("max_img_per_class", "max_batch_cls")  # of which one is given
 _IMAGES = ("kind", "root", "batch_size", "resize", "split", "resample", "classes")
 INHERITED = {"val_data": (*_IMAGES, "timesteps", "exact", *_ALTERNATIVES), "test_data": _IMAGES}
+
+# Where the files of a run lie in its folder, the key `output`, unless these keys say otherwise.
+IN_OUTPUT = {
+    ("train_spec", "checkpoint_path"): "vma.pt",
+    ("train_spec", "log_file"): "train.jsonl",
+    ("test_spec", "output_file"): "results.csv",
+}
 
 Raw = dict[str, Any]
 
@@ -106,8 +113,12 @@ def _resolve(layers: list[_Layer], overrides: Sequence[str]) -> Config:
         _modernise(raw, source)
         parent, _, last = replaces.rpartition(".")
         _section(merged, parent).pop(last, None)
+        if "output" in raw:  # the paths of earlier layers are those of another run
+            for parent, name in IN_OUTPUT:
+                _section(merged, parent).pop(name, None)
         _merge(merged, raw, () if replaces else _KEYS_OF_A_KIND)
     problems = list(_correct_keys(merged, Config))
+    problems += _place(merged)
     inherited = _inherit(merged)
     sections = {name: section for name in Config.model_fields if (section := _validated(name, merged, problems))}
     problems += contradictions(sections)
@@ -161,6 +172,9 @@ def _modernise(raw: Raw, source: str) -> None:
     for key in ("channels", "hidden"):
         if key in model and isinstance(model.setdefault("autoencoder", {}), dict):
             model["autoencoder"][key] = model.pop(key)
+    test, key = _section(raw, "test_spec"), "checkpoint_path"
+    if test.get(key) is not None and test[key] == _section(raw, "train_spec").get(key):
+        del test[key]  # it follows that of train_spec, wherever this goes
 
 
 def _merge(below_it: Raw, raw: Mapping[str, Any], of_a_kind: Collection[str], prefix: str = "") -> None:
@@ -178,19 +192,34 @@ def _correct_keys(raw: Raw, schema: type[Section], prefix: str = "") -> Iterator
     """Unknown keys; each becomes the one that was probably meant, so that further mistakes are found at once."""
     if schema is Autoencoder:
         schema = AUTOENCODERS.get(str(raw.get("kind", "published")), Autoencoder)
-    known = schema.model_fields
+    fields = schema.model_fields
+    known = [*fields, *(["output"] if schema is Config else [])]
     for key in [] if schema in (Autoencoder, SchedulerSpec) else [key for key in raw if key not in known]:
         near, value = difflib.get_close_matches(key, known, n=1), raw.pop(key)
         if near:
             raw.setdefault(near[0], value)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
         yield f"{prefix}{shown(key)}", f"unknown key; {hint}"
-    for key, field in known.items():
+    for key, field in fields.items():
         found, section = raw.get(key), section_of(field.annotation)
         parts = {f"{prefix}{key}[{i}]": one for i, one in enumerate(found)} if isinstance(found, list) else {}
         for path, part in (parts or {prefix + key: found}).items():
             if section and isinstance(part, dict):
                 yield from _correct_keys(part, section, f"{path}.")
+
+
+def _place(raw: Raw) -> Iterator[Problem]:
+    """Files of the run whose paths are left out, or null, go to its folder `output`."""
+    output = raw.pop("output", None)
+    if output is not None and not is_text(output):
+        yield "output", f"value {_shown(output)}: expected the name of a folder, such as runs/mine"
+    for (parent, key), name in IN_OUTPUT.items():
+        section = _section(raw, parent)
+        if parent not in raw or section.get(key) is not None or (output is None and key == "log_file"):
+            continue
+        if output is None:
+            yield f"{parent}.{key}", "missing; give the folder of the run, such as output: runs/mine, or this path"
+        section[key] = str(Path(str(output), name))  # whatever was wrong, so that all else is found, too
 
 
 def _inherit(raw: Raw) -> set[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from config.config import Config
-from config.reading import INHERITED
+from config.reading import IN_OUTPUT, INHERITED
 from config.schema import AUTOENCODERS, Autoencoder, Section, section_of
 from config.writing import one_line
 
@@ -28,11 +28,14 @@ def page() -> str:
     return text
 
 
+_PLACES = {key: f"`{name}` in `output`" for (_, key), name in IN_OUTPUT.items()}
+
+
 def _rows(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     for name, field in section.model_fields.items():
         key, below = prefix + name, section_of(field.annotation)
         values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        default = "needed" if field.is_required() else f"`{one_line(field.default)}`"
+        default = _PLACES.get(name, "needed") if field.is_required() else f"`{one_line(field.default)}`"
         if isinstance(field.default, Section):
             default = f"`kind: {field.default.kind}`" if isinstance(field.default, Autoencoder) else "as below"
         others = "".join(f", `{one_line(value)}`" for value in values if value != field.default)

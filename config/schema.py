@@ -84,7 +84,7 @@ def _expand(value: object) -> object:
     return tuple(numbers)
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     return isinstance(value, str) and value != "" and value.isprintable()
 
 
@@ -97,7 +97,7 @@ def _argument(value: object) -> object:
     if isinstance(value, list | tuple):
         return tuple(_argument(item) for item in value)
     finite = isinstance(value, int | float) and abs(value) < float("inf")
-    if not (value is None or finite or _is_text(value)):
+    if not (value is None or finite or is_text(value)):
         raise ValueError("expected a finite number, text, true or false, or a list of these")
     return value
 
@@ -119,7 +119,7 @@ Gpus: TypeAlias = Annotated[
 ]
 Text: TypeAlias = Annotated[
     str,
-    expected("text that is not empty and has no control characters, in quotes if it looks like a number", _is_text),
+    expected("text that is not empty and has no control characters, in quotes if it looks like a number", is_text),
 ]
 Metric: TypeAlias = Annotated[
     str,
@@ -303,7 +303,7 @@ class TrainSpec(Section):
     """The course of a training."""
 
     checkpoint_path: Text = key(..., "the best weights; the state for resuming is NAME.last.pt beside them")
-    log_file: Text | None = key(None, "one line of JSON every log_every steps; null: none")
+    log_file: Text | None = key(None, "a line of JSON every log_every steps; null: train.jsonl in `output`")
     gpus: Gpus = key("auto", "numbers of GPUs; auto: the most that divide the batch; []: the CPU")
     init_from: Text | None = key(None, "a checkpoint, to start from its weights")
     steps: Positive = key(..., "length of the training")

@@ -53,8 +53,8 @@ def _write(path: Path, content: bytes, previous: Path | None) -> None:
 
 
 @contextmanager
-def exclusive_lock(path: Path, whose: str, key: str, beside: Sequence[Path] = ()) -> Iterator[None]:
-    """Locks `path`, the file of a training or test as `whose` says, against other processes; `key` names it in YAML.
+def exclusive_lock(path: Path, whose: str, beside: Sequence[Path] = ()) -> Iterator[None]:
+    """Locks `path`, the file of a training or test as `whose` says, against other processes.
 
     What a process that was killed left half written of it, and of the files `beside`, is removed.
 
@@ -67,7 +67,7 @@ def exclusive_lock(path: Path, whose: str, key: str, beside: Sequence[Path] = ()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{path}: another {whose} writes to it; wait for it, or choose another {key}") from None
+            raise UserError(f"{path}: another {whose} writes to it; wait for it, or choose another --output") from None
         for written in (path, *beside):
             for leftover in _temporary_files(written):
                 leftover.unlink(missing_ok=True)

@@ -28,12 +28,8 @@ from studies import program
 
 Cells = Mapping[str, PerTarget]  # by name
 
-_FILES = {
-    "train_spec.checkpoint_path": "weights.pt",
-    "train_spec.log_file": "train.jsonl",
-    "test_spec.output_file": "results.csv",
-}
 _MACHINE = ("train_data.root", "val_data.root", "test_data.root", "train_spec.gpus", "test_spec.gpus")
+_FILES = ("train_spec.checkpoint_path", "train_spec.log_file", "test_spec.output_file")
 _WHERE = (*_MACHINE, *_FILES)  # may differ
 
 
@@ -47,8 +43,7 @@ class Study:
 
     def overrides(self, name: str, output: Path) -> list[str]:
         """All that a row changes in the configuration, and where its files go."""
-        own = [run.override(key, output / name / file) for key, file in _FILES.items()]
-        return [*self.common, *self.rows[name], *own]
+        return [*self.common, *self.rows[name], *configuration.overrides(output=output / name)]
 
     def configured(self, name: str, output: Path) -> Config:
         """The configuration of a row.  Raises UserError."""
@@ -65,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> int:
     """Train, test and write, row by row.  Raises UserError, OSError."""
-    study, output = read(args.study, run.roots(args.root)), args.output
+    study, output = read(args.study, configuration.overrides(args.root)), args.output
     names = args.only or list(study.rows)
     if unknown := set(names) - study.rows.keys():
         raise UserError(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(study.rows)}")
@@ -75,7 +70,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> int:
         check(study, name, output)
     for name in names:
         print(f"--- {name}", flush=True)
-        options = run.options(None, args.device, study.overrides(name, output))
+        options = program.options(None, args.device, study.overrides(name, output))
         if status := run.main(["--config", study.config, "--train", "--test", *options]):
             return status
         left_out = write(study, output)
@@ -115,7 +110,7 @@ def check(study: Study, name: str, output: Path) -> None:
 
     A training that is done would be taken for one with other steps, since a run may be resumed with more of them.
     """
-    path, ignored = output / name / "weights.resolved.yaml", (*_WHERE, "test_data", "test_spec")
+    path, ignored = output / name / "vma.resolved.yaml", (*_WHERE, "test_data", "test_spec")
     if not path.exists():
         return
     if changed := configuration.differences(configuration.load(path), study.configured(name, output), ignore=ignored):

@@ -27,7 +27,7 @@ from models.vma.model import VMA, EncodedMemory, EncodedTargets
 from reports.cells import described
 from reports.estimates import estimate
 from reports.plots import png
-from run import leave, roots
+from run import leave
 from runtime.randomness import TargetNoise
 from runtime.signals import StopRequest
 from studies import program
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
-    config = configuration.load(args.config, [*roots(args.root), *program.cell_overrides(args)])
+    config = configuration.load(args.config, [*configuration.overrides(args.root), *program.cell_overrides(args)])
     model = program.load_model(config, args, stop)
     assert isinstance(model, VMA)  # others have no sum over addresses
     images = parsers.test_images(config, next(model.parameters()).device)

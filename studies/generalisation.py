@@ -46,14 +46,16 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> int:
     """Test, write and print.  Raises UserError, DataError, OSError."""
     if len({path.stem for path in args.checkpoint}) < len(args.checkpoint):
         raise UserError("--checkpoint: two have the same name, which their folders in --output would share")
-    config = configuration.load(args.config, [*run.roots(args.root), *overrides(args, Path("weights.pt"), "test")])
+    config = configuration.load(
+        args.config, [*configuration.overrides(args.root), *overrides(args, Path("weights.pt"), "test")]
+    )
     seen = {path: targets_seen(path) for path in args.checkpoint}
     rows: list[program.Row] = []
     bounds: PerTarget = {}
     for path in sorted(args.checkpoint, key=seen.__getitem__):
         for subset, kind in SUBSETS.items():
             print(f"--- {path}, {kind}", flush=True)
-            options = run.options(args.root, args.device, overrides(args, path, subset))
+            options = program.options(args.root, args.device, overrides(args, path, subset))
             if status := run.main(["--config", str(args.config), "--test", "--checkpoint", str(path), *options]):
                 return status
             stored = _table(args, path, subset).with_suffix(".npz")
@@ -103,7 +105,7 @@ def targets_seen(path: Path, later: frozenset[Path] = frozenset()) -> int:
 def overrides(args: argparse.Namespace, path: Path, subset: str) -> list[str]:
     """What makes the test of a checkpoint that of one cell on one kind of classes, with files of its own."""
     return [
-        run.override("test_spec.output_file", _table(args, path, subset)),
+        configuration.override("test_spec.output_file", _table(args, path, subset)),
         f"test_spec.subset={subset}",
         f"test_spec.importance_num={args.samples}",
         "test_spec.metric=elbo",

@@ -24,7 +24,7 @@ import config as configuration
 import parsers
 from config import Config
 from models.base import MemoryModel
-from run import leave, roots
+from run import leave
 from runtime.errors import UserError
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
@@ -78,7 +78,7 @@ def configured(args: argparse.Namespace, name: str) -> Config:
     """The configuration of the arguments with one of the estimators."""
     keys = ("train_spec.objective", "model.importance_num", "train_spec.gradient_samples", "train_spec.z_gradient")
     own = [f"{key}={value}" for key, value in zip(keys, ESTIMATORS[name], strict=True)]
-    return configuration.load(args.config, [*roots(args.root), *own])
+    return configuration.load(args.config, [*configuration.overrides(args.root), *own])
 
 
 # --- the moments ------------------------------------------------------------------------------------------------------

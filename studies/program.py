@@ -55,6 +55,12 @@ def cell_overrides(args: argparse.Namespace) -> list[str]:
     ]
 
 
+def options(root: str | None, device: str | None, overrides: Sequence[str]) -> list[str]:
+    """The arguments of run.py that stand for these."""
+    given = [("--root", root), ("--device", device), *(("--set", one) for one in overrides)]
+    return [word for name, value in given if value for word in (name, value)]
+
+
 def status(execute: Callable[[argparse.Namespace, StopRequest], int | None], args: argparse.Namespace) -> int:
     """The exit status of a study, as that of run.py; what stops it is told in one sentence."""
     keep_freed_memory()

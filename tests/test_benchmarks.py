@@ -307,7 +307,7 @@ import json, sys
 sets = dict(one.split("=", 1) for one in sys.argv if "=" in one)
 steps, every = int(sets["train_spec.steps"]), int(sets["train_spec.log_every"])
 assert "--train" in sys.argv and sys.argv[sys.argv.index("--device") + 1] == "cpu"
-with open(json.loads(sets["train_spec.log_file"]), "w") as log:
+with open(sys.argv[sys.argv.index("--output") + 1] + "/train.jsonl", "w") as log:
     print(json.dumps({"subset": "validation", "step": 0}), file=log)
     for step in range(every, steps + 1, every):
         print(json.dumps({"subset": "train", "step": step, "targets_per_s": 100 * step}), file=log)
@@ -504,7 +504,7 @@ def test_bounds_are_measured_against_the_processor_time_of_the_training(
 
     of_run = ["test_spec.targets=12", "test_spec.importance_num=7", f"test_spec.output_file={tmp_path}/run.csv"]
     of_run += ["test_spec.test_params.max_batch_cls=[1]", "test_spec.test_params.timesteps=[3]"]
-    for name, saved in (("one", "weights.last.pt"), ("two", "weights.last.pt")):
+    for name, saved in (("one", "vma.last.pt"), ("two", "vma.last.pt")):
         given = ["--config", str(tmp_path / f"{name}.yaml"), "--test", "--checkpoint"]
         sets = [part for one in of_run for part in ("--set", one)]
         assert run.main([*given, str(tmp_path / "whole" / name / saved), *sets]) == 0

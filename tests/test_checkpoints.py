@@ -312,11 +312,11 @@ def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> No
 
 def test_two_cannot_hold_the_same_checkpoint(tmp_path: Path) -> None:
     a, b = tmp_path / "new" / "a.pt", tmp_path / "new" / "b.pt"
-    with exclusive_lock(a, "training", "key"), exclusive_lock(b, "training", "key"):
-        with pytest.raises(UserError, match=r"another training.*another key") as caught:
-            exclusive_lock(a, "training", "key").__enter__()
+    with exclusive_lock(a, "training"), exclusive_lock(b, "training"):
+        with pytest.raises(UserError, match=r"another training.*another --output") as caught:
+            exclusive_lock(a, "training").__enter__()
         assert caught.value.status == 2
-    with exclusive_lock(a, "training", "key"):
+    with exclusive_lock(a, "training"):
         pass
 
 
@@ -325,7 +325,7 @@ def test_only_what_a_killed_process_left_of_these_files_is_removed(tmp_path: Pat
     leftovers = {path: path.with_name(f".{path.name}.x7_y.part") for path in (a, beside, other)}
     for path in leftovers.values():
         path.touch()
-    with exclusive_lock(a, "training", "key", [beside]):
+    with exclusive_lock(a, "training", [beside]):
         assert [path.exists() for path in leftovers.values()] == [False, False, True]
 
 

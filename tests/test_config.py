@@ -143,6 +143,7 @@ def test_other_shipped_configs_say_only_what_differs(path: Path) -> None:
     if (base := written.pop("base", None)) is None:
         return
     before = config.load(path.parent / base).model_dump()
+    assert written.pop("output") == f"runs/{path.stem}"
     assert [f"{s}.{key}" for s in written for key in written[s] if written[s][key] == before[s][key]] == []
 
 
@@ -621,9 +622,8 @@ def test_the_way_out_of_several_problems_is_one_that_solves_all() -> None:
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
     text = VMA.replace("latent_dim: 64", "latent_dmi: many").replace("  lr: 1e-4", "  lr: -1")
     text = text.replace("  steps: 1e5", "  stepz: 1e5").replace("importance_num: 4", "importance_num: 1")
-    text = text.replace("  output_file: runs/vma/results.csv ", "  # ").replace(
-        "timesteps: 32             #", "timesteps: 30  #"
-    )
+    text = text.replace("output: runs/vma ", "# ").replace("  checkpoint_path: null ", "  checkpoint_path: a.pt  ", 1)
+    text = text.replace("timesteps: 32             #", "timesteps: 30  #")
     path = tmp_path / "a.yaml"
     path.write_text(text + "extra: 1\n")
     with pytest.raises(ConfigError) as caught:
@@ -779,7 +779,6 @@ def test_overrides_set_and_create_keys() -> None:
     either_first = ("train_spec.scheduler.gamma=0.5", "train_spec.scheduler.kind=ExponentialLR")
     other = "train_spec.scheduler={kind: StepLR, gamma: 0.1}"
     assert vma(*either_first) == vma(*reversed(either_first)) == vma(other, *either_first)
-    assert vma("train_spec.log_file=null").train_spec.log_file is None
     assert vma("train_data.root=a=b").train_data.root == "a=b"
     assert vma("test_spec.test_params.timesteps=[1..3, 7]").test_spec.test_params.timesteps == (1, 2, 3, 7)
     assert config.parse(PUBLISHED, "a", ["train_data.split=official", "model.num_dummies=3"]).model.num_dummies == 3
@@ -788,6 +787,71 @@ def test_overrides_set_and_create_keys() -> None:
 def test_alternative_keys_are_exchanged_by_two_overrides() -> None:
     c = vma("train_data.max_img_per_class=null", "train_data.max_batch_cls=2", "train_data.targets_per_memory=1")
     assert (c.train_data.max_img_per_class, c.train_data.max_batch_cls) == (None, 2)
+
+
+# --- where the files of a run go --------------------------------------------------------------------------------------
+
+
+def places(c: Config) -> tuple[str, str | None, str]:
+    """Weights, log and table."""
+    return c.train_spec.checkpoint_path, c.train_spec.log_file, c.test_spec.output_file
+
+
+def in_folder(name: str) -> tuple[str, str, str]:
+    return f"{name}/vma.pt", f"{name}/train.jsonl", f"{name}/results.csv"
+
+
+SINGLE = ("train_spec.checkpoint_path=a/w.pt", "train_spec.log_file=a/l.jsonl", "test_spec.output_file=a/t.csv")
+
+
+def test_one_folder_holds_a_run() -> None:
+    assert places(vma()) == in_folder("runs/vma")
+    assert places(vma("output=o")) == places(vma(*SINGLE, "output=o")) == in_folder("o")
+    assert places(vma("output=o", *SINGLE)) == ("a/w.pt", "a/l.jsonl", "a/t.csv")
+    assert places(vma("output=o/", "test_spec.output_file=a/t.csv")) == ("o/vma.pt", "o/train.jsonl", "a/t.csv")
+    assert places(vma("train_spec.checkpoint_path=null")) == in_folder("runs/vma")
+
+
+def test_a_folder_given_later_takes_all_files_of_a_run(tmp_path: Path) -> None:
+    """Whether an earlier file gave a folder or single paths; a path of the same file stays."""
+    (tmp_path / "single.yaml").write_text(PUBLISHED)
+    (tmp_path / "mine.yaml").write_text("base: single.yaml\noutput: o\ntrain_spec: {log_file: l.jsonl}\n")
+    assert places(config.load(tmp_path / "single.yaml")) == ("runs/a.pt", "runs/a.log", "runs/a.csv")
+    assert places(config.load(tmp_path / "mine.yaml")) == ("o/vma.pt", "l.jsonl", "o/results.csv")
+    given = config.overrides(output="p", seed=3)
+    for name in ("single", "mine"):
+        c = config.load(tmp_path / f"{name}.yaml", given)
+        assert (places(c), c.train_spec.seed, c.test_checkpoint) == (in_folder("p"), 3, "p/vma.pt")
+    assert config.parse(config.dump(c), "resolved") == c
+
+
+def test_the_weights_of_the_test_are_those_of_the_training_wherever_they_go() -> None:
+    """The published file names them twice."""
+    text = yaml.safe_dump(SHIPPED_WITH_THE_PUBLISHED_CODE).replace("'", "")
+    assert config.parse(text, "vma.yaml", ["output=o"]).test_checkpoint == "o/vma.pt"
+    assert vma("test_spec.checkpoint_path=b.pt", "output=o").test_checkpoint == "b.pt"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("output=3", "output: value 3: expected the name of a folder, such as runs/mine"),
+        ("output=''", "output: value '': expected the name of a folder"),
+        ("output=[a]", "output: value [a]: expected the name of a folder"),
+        ("outputs=a", "outputs: unknown key; did you mean output?"),
+    ],
+)
+def test_a_folder_that_is_none(override: str, expected: str) -> None:
+    assert refused(override).startswith(f"--set: {expected}")
+    assert len(refused(override).splitlines()) == 1
+
+
+def test_without_a_folder_the_paths_are_needed_but_for_the_log() -> None:
+    text = VMA.replace("output: runs/vma ", "# ")
+    said = refusal(text).splitlines()
+    way_out = "missing; give the folder of the run, such as output: runs/mine, or this path"
+    assert said == [f"a.yaml: train_spec.checkpoint_path: {way_out}", f"a.yaml: test_spec.output_file: {way_out}"]
+    assert places(config.parse(text, "a", [SINGLE[0], SINGLE[2]])) == ("a/w.pt", None, "a/t.csv")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,27 @@ def test_everything_that_was_promised_is_there(finished: Path) -> None:
     assert not [name for name in files if name.endswith(".part")]
 
 
+def test_a_second_seed_goes_to_a_folder_of_its_own(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of the first run is touched, though the configuration names single paths; nor is it resumed."""
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    few = ("train_spec.steps=2", "test_spec.test_params.max_batch_cls=[1]", "test_spec.importance_num=2")
+    assert main(finished, "--train", "--test", "--sample", "--output", str(tmp_path), "--seed", "1", *few) == 0
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {
+        "vma.pt", "vma.last.pt", "vma.resolved.yaml", "train.jsonl", "train.curves.png", "samples/C1_M1.png",
+        *(f"results{suffix}" for suffix in (".csv", ".md", ".npz", ".png", ".resolved.yaml")),
+    } <= files  # fmt: skip
+    assert [name for name in files if name.startswith("tb/vma/events.")]
+    assert configuration.load(tmp_path / "vma.resolved.yaml").train_spec.seed == 1
+    capsys.readouterr()
+    assert main(finished, "--train", "--seed", "1") == 2
+    said = capsys.readouterr().err
+    assert "choose another --output" in said and "train_spec.seed: 0 in the checkpoint, 1 now" in said
+
+
 def test_the_table_agrees_with_the_bounds_of_the_targets(finished: Path) -> None:
     assert (finished / "table.csv").read_text().splitlines()[0] == COLUMNS
     rows = table(finished)
@@ -410,11 +431,9 @@ def test_weights_that_the_configuration_names_for_the_test_have_one_too(run: Pat
 def test_two_tests_do_not_write_to_one_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = run / "table.csv"
     before = {path: path.read_bytes() for path in run.glob("table.*")}
-    with exclusive_lock(table, "test", "test_spec.output_file"):
+    with exclusive_lock(table, "test"):
         assert main(run, "--test", "test_spec.seed=1") == 2
-    assert (
-        f"{table}: another test writes to it; wait for it, or choose another test_spec.out" in capsys.readouterr().err
-    )
+    assert f"{table}: another test writes to it; wait for it, or choose another --output" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.glob("table.*")} == before
     assert main(run, "--test") == 0
 

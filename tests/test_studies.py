@@ -294,7 +294,7 @@ rows: {{plain: [], "other: K": [model.importance_num=3]}}
 def test_the_ablations_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, output = listed(tmp_path, LIST), tmp_path / "ablations"
     assert ablations.main([str(path), "--output", str(output), "--device", "cpu", "--only", "plain"]) == 0
-    weights = (output / "plain" / "weights.pt").read_bytes()
+    weights = (output / "plain" / "vma.pt").read_bytes()
     computed, real = [], evaluator.evaluate_cell
 
     def counted(*args: Any, **options: Any) -> PerTarget:
@@ -303,7 +303,7 @@ def test_the_ablations_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(evaluator, "evaluate_cell", counted)
     assert ablations.main([str(path), "--output", str(output), "--device", "cpu"]) == 0
-    assert (output / "plain" / "weights.pt").read_bytes() == weights and len(computed) == 2  # those of the other row
+    assert (output / "plain" / "vma.pt").read_bytes() == weights and len(computed) == 2  # those of the other row
     found = rows(output / "ablations.csv")
     assert [(row["row"], row["cell"]) for row in found] == [
         ("plain", "C=1 M=1"), ("plain", "C=1 M=3"), ("other: K", "C=1 M=1"), ("other: K", "C=1 M=3"),
@@ -351,7 +351,8 @@ def test_the_folder_of_the_data_may_come_from_the_command_line_alone(
     given = ["--config", str(there), "--checkpoint", "vma.pt"] if study is generalisation else [str(path)]
     assert study.main([*given, "--output", str(tmp_path / "out"), "--root", "drawings"]) == 7
     args = run.parser().parse_args(asked[0])
-    assert configuration.load(args.config, [*run.roots(args.root), *args.overrides]).test_data.root == "drawings"
+    given = [*configuration.overrides(args.root), *args.overrides]
+    assert configuration.load(args.config, given).test_data.root == "drawings"
 
 
 def test_nothing_takes_the_place_of_the_first_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
