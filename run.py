@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from runtime import launcher
 from runtime.allocator import keep_freed_memory
-from runtime.errors import PeerFailedError, PeerLostError, UserError, status_of
+from runtime.errors import PeerFailedError, PeerLostError, UserError, sentence, status_of
+from runtime.paths import expanded
 from runtime.signals import Stopped, StopRequest
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Variational Memory Addressing: train, test and sample from one YAML file.",
     )
-    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration: configs/vma.yaml")
+    p.add_argument("--config", type=pathname, required=True, metavar="YAML", help="the configuration: configs/vma.yaml")
     p.add_argument("--train", action="store_true", help="train; the same command resumes an interrupted run")
     p.add_argument("--test", action="store_true", help="run the test grid and write the table")
     p.add_argument("--sample", action="store_true", help="draw memories, samples of p(x|M) and reconstructions")
@@ -41,13 +42,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a key, such as train_spec.steps=200; may be repeated")  # fmt: skip
     p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
-    p.add_argument("--logdir", type=Path, metavar="DIR", help="TensorBoard's folder (tb/vma in that of the run)")
-    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights for --test, --sample and --export")
+    p.add_argument("--logdir", type=pathname, metavar="DIR", help="TensorBoard's folder (tb/vma in that of the run)")
+    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="the weights for --test, --sample and --export")
     p.add_argument("--restart", action="store_true", help="train from the start; an earlier run is discarded")
-    p.add_argument("--export", type=Path, metavar="PATH",
+    p.add_argument("--export", type=pathname, metavar="PATH",
                    help="write the weights, with their configuration, to PATH, which ends in .safetensors")  # fmt: skip
-    p.add_argument("--replay", type=Path, metavar="PATH", help="re-run the step that gave NaN or Inf, and nothing else")
+    p.add_argument(
+        "--replay", type=pathname, metavar="PATH", help="re-run the step that gave NaN or Inf, and nothing else"
+    )
     return p
+
+
+def pathname(text: str) -> Path:
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def device(text: str) -> str:
@@ -90,10 +100,8 @@ def report(error: BaseException, given: list[str]) -> None:
     first = os.environ.get("RANK", "0") == "0"
     if isinstance(error, Stopped) and first:
         say(f"stopped by {error}; resume with: python run.py {shlex.join(given)}")
-    elif isinstance(error, UserError | PeerLostError):
-        say(str(error))
     elif not isinstance(error, Stopped | PeerFailedError):
-        say(f"{type(error).__name__}: {error}")
+        say(sentence(error))
     if first and (evidence := getattr(error, "evidence", None)):
         others = [argument for argument in given if argument not in ("--train", "--test", "--sample", "--restart")]
         say(f"replay that step alone with: python run.py {shlex.join([*others, '--replay', str(evidence)])}")

@@ -191,7 +191,7 @@ class Trainer:
             raise Stopped(number)
 
     def _is_due(self, every: int) -> bool:
-        return self.progress.step % every == 0 or self.progress.step == self.settings.steps
+        return self.progress.step % every == 0 or self.progress.step >= self.settings.steps
 
     def step(self) -> dict[str, Tensor]:
         """One update of the weights; metrics [B] and, as [1], loss and gradient norm.  Raises NonFiniteError."""

@@ -26,7 +26,7 @@ from config import Config
 from reports.estimates import estimate
 from reports.plots import png
 from reports.tables import comma_separated
-from run import Parser, leave
+from run import Parser, leave, pathname
 from runtime.errors import UserError
 from runtime.files import exclusive_lock, write_atomically
 from runtime.signals import Stopped, StoppedAtOnce, StopRequest
@@ -41,14 +41,14 @@ Row = dict[str, Any]
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m benchmarks.time_to_bound", allow_abbrev=False, description=__doc__.splitlines()[0])
-    p.add_argument("--config", type=Path, nargs="+", required=True, metavar="YAML", help="what is trained")
+    p.add_argument("--config", type=pathname, nargs="+", required=True, metavar="YAML", help="what is trained")
     p.add_argument("--target", type=float, metavar="NATS", help="the bound to reach, drawn as a line")
     p.add_argument("--interval", type=float, default=0.5, metavar="H", help="core-hours between two tests (0.5)")
     p.add_argument("--limit", type=float, default=12.0, metavar="H", help="core-hours of training, at most (12)")
     program.add_cell(p, classes=1, targets=659)
     p.add_argument("--samples", type=int, default=1000, metavar="K", help="importance samples of the test (1000)")
     p.add_argument("--root", metavar="DIR", help="where the data is")
-    p.add_argument("--output", type=Path, default=Path("runs/time_to_bound"), metavar="DIR", help="where files go")
+    p.add_argument("--output", type=pathname, default=Path("runs/time_to_bound"), metavar="DIR", help="where files go")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a key of all configurations, such as test_spec.subset=held_out")  # fmt: skip
     return p

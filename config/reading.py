@@ -19,6 +19,7 @@ from config.strict_yaml import StrictYamlError, shown
 from config.writing import one_line
 from data.registry import DATA_SETS
 from runtime.errors import UserError
+from runtime.paths import expanded
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             return _resolve(layers, overrides)
         if not isinstance(base, str) or not base or not base.isprintable():
             raise ConfigError(f"{path}: base: value {_shown(base)}: expected the name of a file, such as vma.yaml")
-        asked, path = f"{path}: base: ", path.parent / base
+        try:
+            asked, path = f"{path}: base: ", path.parent / expanded(base)
+        except ValueError as error:
+            raise ConfigError(f"{path}: base: value {_shown(base)}: {error}") from None
         if os.path.realpath(path) in files:
             raise ConfigError(f"{asked}{path} is based on this file in turn; one of them has to be complete")
 

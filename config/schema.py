@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from config.strict_yaml import shown
 from data.registry import DATA_SETS
+from runtime.paths import expanded
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "ASGD")
 LIKELIHOODS = ["bernoulli", "normal", "causal"]
@@ -121,6 +122,7 @@ Text: TypeAlias = Annotated[
     str,
     expected("text that is not empty and has no control characters, in quotes if it looks like a number", is_text),
 ]
+PathText: TypeAlias = Annotated[Text, AfterValidator(expanded)]
 Metric: TypeAlias = Annotated[
     str,
     AfterValidator(str.lower),
@@ -223,7 +225,7 @@ class DataConfig(Section):
     """Images, and the memories that are composed of them."""
 
     kind: Annotated[str, one_of(DATA_SETS)] = key(..., "the data set")
-    root: Text | None = key(None, "folder of the data; what can be downloaded is put there")
+    root: PathText | None = key(None, "folder of the data; what can be downloaded is put there")
     batch_size: Positive = key(..., "targets in a step")
     timesteps: Natural = key(..., "M, images in a memory")
     exact: bool = key(..., "exactly as many as the next two keys say; false: at most as many, drawn each time")
@@ -302,10 +304,10 @@ class SchedulerSpec(Section):
 class TrainSpec(Section):
     """The course of a training."""
 
-    checkpoint_path: Text = key(..., "the best weights; the state for resuming is NAME.last.pt beside them")
-    log_file: Text | None = key(None, "a line of JSON every log_every steps; null: train.jsonl in `output`")
+    checkpoint_path: PathText = key(..., "the best weights; the state for resuming is NAME.last.pt beside them")
+    log_file: PathText | None = key(None, "a line of JSON every log_every steps; null: train.jsonl in `output`")
     gpus: Gpus = key("auto", "numbers of GPUs; auto: the most that divide the batch; []: the CPU")
-    init_from: Text | None = key(None, "a checkpoint, to start from its weights")
+    init_from: PathText | None = key(None, "a checkpoint, to start from its weights")
     steps: Positive = key(..., "length of the training")
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = key("Adam", "a class of torch.optim")
     lr: float = key(..., "learning rate", gt=0)
@@ -340,8 +342,8 @@ class TestSpec(Section):
     """The test."""
 
     metric: Metric = key("elbo", "the bound with importance_num samples; nll: exact, with latent_dim 0")
-    checkpoint_path: Text | None = key(None, "the weights; null: those of train_spec")
-    output_file: Text = key(..., "the table; beside it Markdown, a plot and the bound of every target")
+    checkpoint_path: PathText | None = key(None, "the weights; null: those of train_spec")
+    output_file: PathText = key(..., "the table; beside it Markdown, a plot and the bound of every target")
     gpus: Gpus = key("auto", "as in train_spec")
     test_params: TestParams = key(..., "the grid: one cell for every pair of the two")
     importance_num: Positive = key(1000, "K")

@@ -9,6 +9,13 @@ def reason(error: BaseException) -> str:
     return printable(text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " ...")
 
 
+def sentence(error: BaseException) -> str:
+    """What is printed for an error that ends the program."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, UserError | PeerLostError) else f"{type(error).__name__}: {error}"
+
+
 def printable(text: str) -> str:
     """`text`, quoted where it could not be shown."""
     return text if text.isprintable() else ascii(text)

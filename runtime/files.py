@@ -33,8 +33,17 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
         ) from None
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing.  Raises OSError, naming a file that is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(above for above in (folder, *folder.parents) if above.exists())
+        raise OSError(error.errno, f"no folder can be made here, because {file} is a file", str(folder)) from None
+
+
 def _write(path: Path, content: bytes, previous: Path | None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     temporary = Path(name)
     try:
@@ -62,7 +71,7 @@ def exclusive_lock(path: Path, whose: str, beside: Sequence[Path] = ()) -> Itera
         UserError: another process has locked it.
     """
     lock = path.with_name(f".{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(lock.parent)
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

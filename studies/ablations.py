@@ -53,7 +53,7 @@ class Study:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: that of the first training or test that did not end well, which ends the study."""
     p = program.parser("ablations", __doc__)
-    p.add_argument("study", type=Path, metavar="YAML", help="the list: config, set, rows")
+    p.add_argument("study", type=run.pathname, metavar="YAML", help="the list: config, set, rows")
     p.add_argument("--only", action="append", metavar="NAME", help="only this row of the list; may be repeated")
     return program.status(execute, p.parse_args(arguments))
 

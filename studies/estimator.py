@@ -10,7 +10,6 @@ command goes on.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from models.vma.model import VMA, EncodedMemory, EncodedTargets
 from reports.cells import described
 from reports.estimates import estimate
 from reports.plots import png
-from run import leave
+from run import leave, pathname
 from runtime.randomness import TargetNoise
 from runtime.signals import StopRequest
 from studies import program
@@ -49,9 +48,9 @@ def _sizes(text: str) -> tuple[int, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("estimator", __doc__)
-    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
+    p.add_argument("--config", type=pathname, required=True, metavar="YAML", help="the configuration of the model")
     program.add_cell(p, classes=2)
-    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="its weights (those of the configuration)")
+    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="its weights (those of the configuration)")
     p.add_argument("--sizes", type=_sizes, default=SIZES, metavar="K,K,...", help="K, each a divisor of the largest")
     return program.status(execute, p.parse_args(arguments))
 

@@ -34,9 +34,9 @@ SUBSETS = {"train": "training classes", "held_out": "held-out classes", "test": 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: that of the first test that did not end well, which ends the study."""
     p = program.parser("generalisation", __doc__)
-    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
+    p.add_argument("--config", type=run.pathname, required=True, metavar="YAML", help="the configuration of the model")
     program.add_cell(p, classes=1)
-    p.add_argument("--checkpoint", type=Path, action="append", required=True, metavar="PATH",
+    p.add_argument("--checkpoint", type=run.pathname, action="append", required=True, metavar="PATH",
                    help="weights; may be repeated")  # fmt: skip
     p.add_argument("--samples", type=int, default=100, metavar="K", help="importance samples (100)")
     return program.status(execute, p.parse_args(arguments))

@@ -14,7 +14,6 @@ gives two gradients, g and h, with independent noises, so that each part has an 
 import argparse
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ import config as configuration
 import parsers
 from config import Config
 from models.base import MemoryModel
-from run import leave
+from run import leave, pathname
 from runtime.errors import UserError
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
@@ -43,8 +42,8 @@ ESTIMATORS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("gradients", __doc__)
-    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the training")
-    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="the weights (those of the configuration)")
+    p.add_argument("--config", type=pathname, required=True, metavar="YAML", help="the configuration of the training")
+    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="the weights (those of the configuration)")
     p.add_argument("--batches", type=int, default=40, metavar="N", help="training batches, two or more (40)")
     return program.status(execute, p.parse_args(arguments))
 

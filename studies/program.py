@@ -16,11 +16,11 @@ import config as configuration
 from config import Config
 from models.base import MemoryModel
 from reports.tables import comma_separated
-from run import Parser, device
+from run import Parser, device, pathname
 from runtime import checkpoints
 from runtime.allocator import keep_freed_memory
 from runtime.arrays import load_npz, npz
-from runtime.errors import UserError, status_of
+from runtime.errors import UserError, sentence, status_of
 from runtime.files import write_atomically
 from runtime.signals import Stopped, StopRequest
 
@@ -34,7 +34,7 @@ def parser(name: str, doc: str) -> Parser:
     p = Parser(prog=f"python -m studies.{name}", allow_abbrev=False, description=doc.splitlines()[0])
     p.add_argument("--root", metavar="DIR", help="where the data is")
     p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
-    p.add_argument("--output", type=Path, default=Path("runs") / name, metavar="DIR", help="where files go")
+    p.add_argument("--output", type=pathname, default=Path("runs") / name, metavar="DIR", help="where files go")
     return p
 
 
@@ -71,7 +71,10 @@ def status(execute: Callable[[argparse.Namespace, StopRequest], int | None], arg
             return execute(args, stop) or 0
     except (UserError, Stopped, OSError, ArithmeticError, MemoryError) as error:
         stop.ignore()
-        print(f"stopped by {error}; the same command resumes" if isinstance(error, Stopped) else error, file=sys.stderr)
+        print(
+            f"stopped by {error}; the same command resumes" if isinstance(error, Stopped) else sentence(error),
+            file=sys.stderr,
+        )
         return status_of(error)
 
 

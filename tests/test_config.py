@@ -832,6 +832,39 @@ def test_the_weights_of_the_test_are_those_of_the_training_wherever_they_go() ->
     assert vma("test_spec.checkpoint_path=b.pt", "output=o").test_checkpoint == "b.pt"
 
 
+PATHS = ("train_data.root", "train_spec.checkpoint_path", "train_spec.log_file", "train_spec.init_from",
+         "test_spec.checkpoint_path", "test_spec.output_file")  # fmt: skip
+
+
+def test_home_and_variables_are_replaced_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HERE", "there")
+    ends = {"train_spec.checkpoint_path": ".pt", "test_spec.output_file": ".csv"}
+    for written, meant in (("~/$HERE", "/home/me/there"), ("a/${HERE}x", "a/therex")):
+        c = vma(*(f"{path}={written}{ends.get(path, '')}" for path in PATHS))
+        for path in PATHS:
+            section, _, key = path.partition(".")
+            assert getattr(getattr(c, section), key) == meant + ends.get(path, ""), path
+        assert c.val_data.root == c.test_data.root == meant
+        assert places(vma(*config.overrides(output=written))) == in_folder(meant)
+    (tmp_path / "b.yaml").write_text(VMA)
+    (tmp_path / "a.yaml").write_text("base: $FOLDER/b.yaml\n")
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    assert config.load(tmp_path / "a.yaml") == vma()
+    monkeypatch.delenv("FOLDER")
+    with pytest.raises(ConfigError, match=r"base: value .*: the environment variable FOLDER is not set"):
+        config.load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("path", [*PATHS, "output"])
+def test_a_path_that_stands_for_nothing_is_said(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOPE", raising=False)
+    for written in ("a/$NOPE/x", "${NOPE}"):
+        assert f"value '{written}" in refused(f"{path}={written}")
+        assert "the environment variable NOPE is not set" in refused(f"{path}={written}")
+    assert "the home folder ~nobody-at-all is not known" in refused(f"{path}=~nobody-at-all/x")
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -899,6 +932,7 @@ texts = st.one_of(
     ),
     st.text(st.characters(exclude_categories=("C", "Z")), min_size=1),
 )
+paths = texts.filter(lambda text: "$" not in text and not text.startswith("~"))
 finite = st.floats(allow_nan=False, allow_infinity=False)
 naturals = st.integers(0, 10**15)
 positives = st.integers(1, 10**15)
@@ -923,7 +957,7 @@ def configs(draw: st.DrawFn) -> Config:
     by_class = draw(st.booleans())
     shared: dict[str, Any] = {
         "kind": kind,
-        "root": draw(texts),
+        "root": draw(paths),
         "exact": True,
         "timesteps": own * classes,
         "max_img_per_class": None if by_class else own,
@@ -951,8 +985,8 @@ def configs(draw: st.DrawFn) -> Config:
         val_data=config.DataConfig(**shared, batch_size=draw(positives)),
         test_data=schema.TestDataConfig(**shared, batch_size=draw(positives)),
         train_spec=config.TrainSpec(
-            checkpoint_path=draw(texts) + ".pt",
-            log_file=draw(st.none() | texts.map(lambda text: text + ".jsonl")),
+            checkpoint_path=draw(paths) + ".pt",
+            log_file=draw(st.none() | paths.map(lambda text: text + ".jsonl")),
             gpus=draw(gpus),
             steps=steps,
             optimizer=draw(st.sampled_from(schema.OPTIMIZERS)),
@@ -966,7 +1000,7 @@ def configs(draw: st.DrawFn) -> Config:
             val_every=draw(st.none() | positives),
         ),
         test_spec=schema.TestSpec(
-            output_file=draw(texts) + ".csv",
+            output_file=draw(paths) + ".csv",
             gpus=draw(gpus),
             test_params=schema.TestParams(
                 max_batch_cls=tuple(draw(st.lists(st.integers(1, 10), min_size=1, unique=True))),

@@ -332,6 +332,22 @@ def test_what_is_not_finite_ends_the_training_before_the_step(
     assert not mine.checkpoint_path.exists()
 
 
+def test_a_training_that_ends_without_a_validation_validates_and_saves(tmp_path: Path) -> None:
+    """As when one is stopped before its first validation, and resumed with fewer steps than it has done."""
+    first = toy_trainer(tmp_path, validation=ToyBatches("validation", 16), val_every=100)
+    for _ in range(5):
+        first.step()
+    first.save_state()
+    mine = toy_trainer(tmp_path, validation=ToyBatches("validation", 16), val_every=100, steps=3)
+    mine.resume(checkpoints.load(mine.state_path))
+    assert not mine.checkpoint_path.exists()
+    mine.fit(toy_logger(tmp_path, 5))
+    assert [row["step"] for row in rows(tmp_path, "validation")] == [5]
+    assert checkpoints.load(mine.checkpoint_path)["progress"]["best_step"] == 5
+    mine.fit(toy_logger(tmp_path, 5))
+    assert len(rows(tmp_path, "validation")) == 1, "once"
+
+
 def test_a_validation_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     model = Toy()
     mine = toy_trainer(tmp_path, validation=ToyBatches("validation", 16), model=model, val_every=3, save_every=2)

@@ -188,3 +188,18 @@ def test_the_log_of_another_run_is_not_written_over(tmp_path: Path, capsys: pyte
     assert (
         main(tmp_path, "--train", other, f"train_spec.log_file={tmp_path / 'other.jsonl'}", "train_spec.steps=1") == 0
     )
+
+
+def test_home_and_variables_are_replaced_in_the_paths_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HERE", str(tmp_path))
+    assert main(tmp_path, "--train", "--output", "~/run", "--logdir", "$HERE/tb", "train_spec.steps=1") == 0
+    assert (tmp_path / "home" / "run" / "vma.pt").exists() and list((tmp_path / "tb").iterdir())
+    assert main(tmp_path, "--checkpoint", "~/run/vma.pt", "--export", "${HERE}/w.safetensors") == 0
+    assert (tmp_path / "w.safetensors").exists()
+    for flag in ("--checkpoint", "--logdir", "--export", "--replay", "--config"):
+        with pytest.raises(SystemExit, match="2"):
+            main(tmp_path, "--test", flag, "$NOPE/x")
+        assert f"argument {flag}: $NOPE/x: the environment variable NOPE is not set" in capsys.readouterr().err

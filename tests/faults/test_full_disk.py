@@ -77,9 +77,18 @@ def test_a_table_that_cannot_be_written_keeps_the_one_before(
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert main(tmp_path, "--train", f'train_spec.checkpoint_path="{tmp_path}/file/vma.pt"') == 1
-    err = capsys.readouterr().err
-    assert "Traceback" not in err and str(tmp_path / "file") in err
+    in_the_way = f"no folder can be made here, because {tmp_path / 'file'} is a file"
+    for name in ("file", "file/below"):
+        assert main(tmp_path, "--train", "--output", str(tmp_path / name)) == 1
+        assert capsys.readouterr().err == f"{tmp_path / name}: {in_the_way}\n"
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    capsys.readouterr()
+    for command in (
+        ["--test", f"test_spec.output_file={tmp_path}/file/a.csv"],
+        ["--export", f"{tmp_path}/file/a.safetensors"],
+    ):
+        assert main(tmp_path, *command) == 1
+        assert in_the_way in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
