@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Config, cell_name
+from data.registry import DATA_SETS
 from evaluator import METRICS, PerTarget
 from reports.estimates import alphabets_of, estimate
 from runtime.arrays import load_npz, npz
@@ -151,7 +152,8 @@ def described(config: Config) -> str:
     data, spec = config.test_data, config.test_spec
     of = {"train": "targets of training classes; ", "held_out": "targets of held-out classes; "}.get(spec.subset, "")
     images = "never the target" if spec.own_class else "all of other classes than the target's (a control)"
+    split = f" {data.split} split," if "split" in DATA_SETS[data.kind].reads else ""
     return (
-        f"{data.kind}, {data.split} split, {data.resize} x {data.resize} by {data.resample}; "
+        f"{data.kind},{split} {data.resize} x {data.resize} by {data.resample}; "
         f"{of}C = up to that many classes in a memory, M = images in it, {images}"
     )

@@ -10,7 +10,7 @@ from helpers import ROOT
 import config as configuration
 import run
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "pretrained" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 

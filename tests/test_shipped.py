@@ -1,5 +1,7 @@
 """What the repository ships: configurations, those that results were made with, and weights that give their tables."""
 
+import csv
+import hashlib
 import os
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch.distributions import Distribution
 import config as configuration
 import evaluator
 import parsers
+from data.registry import DATA_SETS
 from reports import tables
 from reports.cells import load_cells, load_class_names, table_rows
 from runtime import checkpoints
@@ -44,6 +47,45 @@ def test_shipped_tables_are_those_of_their_bounds(stored: Path) -> None:
     assert stored.with_suffix(".md").read_text() == text
     lines = {line for line in text.splitlines() if line.startswith("|")}
     assert lines <= set((stored.parent / "README.md").read_text().splitlines())
+
+
+def card(section: str) -> dict[str, list[str]]:
+    """The table of a section of the model card: name of the weights -> the other columns."""
+    text = (ROOT / "pretrained" / "README.md").read_text().split(f"# {section}\n")[1].split("\n#")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`").removesuffix(".safetensors"): row[1:] for row in rows}
+
+
+def test_the_model_card_has_size_and_digest_of_every_file() -> None:
+    listed = {name: [row[-2], row[-1].strip("`")] for name, row in card("Shipped weights").items()}
+    assert listed == {
+        path.stem: [str(path.stat().st_size), hashlib.sha256(path.read_bytes()).hexdigest()] for path in WEIGHTS
+    }
+
+
+def test_the_model_card_has_the_bounds_of_the_tables() -> None:
+    listed = card("How good they are")
+    assert listed.keys() == {path.stem for path in WEIGHTS}
+    for name, (classes, metric, *bounds, link) in listed.items():
+        with (ROOT / "results" / name / "results.csv").open(newline="") as file:
+            found = {row["timesteps"]: row for row in csv.DictReader(file) if row["max_batch_cls"] == "1"}
+        column, _, samples = metric.partition("@")
+        assert bounds == [f"{float(found[m][column]):.2f}" for m in ("1", "5", "19")]
+        assert samples == found["1"].get("importance_num", "") and f"results/{name}/" in link
+        config = configuration.load(ROOT / "configs" / f"{name}.yaml")
+        counts = DATA_SETS["omniglot"].counts(config.test_data, "test")
+        assert counts and classes == f"{counts.classes}, {config.test_data.split} split"
+
+
+def test_the_model_card_says_what_the_weights_have_seen() -> None:
+    listed = card("How they were trained")
+    assert listed.keys() == {path.stem for path in WEIGHTS}
+    for name, (configurations, classes, resampling, *_) in listed.items():
+        shipped = checkpoints.load(ROOT / "pretrained" / f"{name}.safetensors")
+        data = configuration.parse(shipped["config"], name).train_data
+        counts = DATA_SETS["omniglot"].counts(data, "train")
+        assert counts and f"{counts.classes - data.held_out_classes:,} " in classes and resampling == data.resample
+        assert f"configs/{name}.yaml" in configurations
 
 
 @pytest.mark.slow
