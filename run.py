@@ -81,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
         p.error(f"--export {args.export}: the name must end in .safetensors")
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("data").setLevel(logging.INFO)  # that images are downloaded or unpacked, which takes a while
     stop = StopRequest()
     try:
         stop.install()

@@ -135,7 +135,13 @@ class Trainer:
             PeerFailedError, PeerLostError: another process could not go on.
         """
         progress, steps = self.progress.step, self.settings.steps
-        options = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "disable": not self.processes.main}
+        options = {
+            "unit": "step",
+            "dynamic_ncols": True,
+            "mininterval": 1.0,
+            "smoothing": 0,
+            "disable": not self.processes.main,
+        }
         with self.stop.deferred(), tqdm(initial=progress, total=steps, **options) as bar:
             try:
                 self._loop(logger, bar)

@@ -43,14 +43,18 @@ class Session:
 
         With `auto` a training takes as many of the GPUs as its batch divides among.
         """
+        found, wanted = devices.devices_of(self._gpus(training), self.device), self.device or self._gpus(training)
+        if wanted == "auto" and found[0].type == "cpu" and self.processes.main:
+            _log.warning("no GPU was found, so this runs on the CPU; --device cpu asks for that without this warning")
         if started_by_launcher():
             return 1
-        found = len(devices.devices_of(self._gpus(training), self.device))
-        if not training or (self.device or self._gpus(training)) != "auto":
-            return found
-        number = parsers.most_processes(self.config.train_data, found)
-        if number < found:
-            _log.warning("%d of %d GPUs are used: among more the batch of train_data does not divide", number, found)
+        if not training or wanted != "auto":
+            return len(found)
+        number = parsers.most_processes(self.config.train_data, len(found))
+        if number < len(found):
+            _log.warning(
+                "%d of %d GPUs are used: among more the batch of train_data does not divide", number, len(found)
+            )
         return number
 
     @contextlib.contextmanager

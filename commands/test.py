@@ -13,6 +13,7 @@ from tqdm import tqdm
 import config as configuration
 import evaluator
 import parsers
+from commands import summary
 from commands.session import Session
 from config import Config
 from data.images import ClassImages
@@ -44,10 +45,13 @@ def run(session: Session) -> None:
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(_lock(output)))
         store = CellStore(output, _origin(config, model, images), images.names)
-        for c, m in on_main(lambda: _unfinished_cells(store, config)):
-            values = _evaluate(session, store, model, images, c, m)
-            on_main(partial(store.save, configuration.cell_name(c, m), values))
-            on_main(lambda: _write_table(store, config))
+        cells = on_main(lambda: _unfinished_cells(store, config))
+        session.say(summary.of_test(config, model, images, device, session.processes, session.checkpoint_path))
+        with _progress(session, store, images) as bar:
+            for c, m in cells:
+                values = _evaluate(session, store, model, images, c, m, bar)
+                on_main(partial(store.save, configuration.cell_name(c, m), values))
+                on_main(lambda: _write_table(store, config))
     if session.processes.main:
         print(tables.markdown(store.rows(config), config))
         print(f"written: {output}, and beside it the table as .md, the plot as .png, every bound as .npz")
@@ -95,8 +99,24 @@ def _rename(output: Path) -> None:
     _log.warning("%s is no table of these weights and this test; it is now %s.before-%d.*", output, stem, free)
 
 
+def _progress(session: Session, store: CellStore, images: ClassImages) -> tqdm:
+    """One bar for the targets of all cells; what it says of the time left is for the whole grid."""
+    config = session.config
+    names = [configuration.cell_name(c, m) for c, m in config.test_cells]
+    done = sum(len(cell["bound"]) for name in names if (cell := store.get(name) or store.get_partial(name)))
+    total = len(names) * (config.test_spec.targets or len(images.images))
+    return tqdm(total=total, initial=done, unit="target", smoothing=0, dynamic_ncols=True,
+                disable=not session.processes.main)  # fmt: skip
+
+
 def _evaluate(
-    session: Session, store: CellStore, model: MemoryModel, images: ClassImages, max_batch_cls: int, timesteps: int
+    session: Session,
+    store: CellStore,
+    model: MemoryModel,
+    images: ClassImages,
+    max_batch_cls: int,
+    timesteps: int,
+    bar: tqdm,
 ) -> evaluator.PerTarget:
     """The values of a cell, from where an earlier run was interrupted in it."""
     config, processes, name = session.config, session.processes, configuration.cell_name(max_batch_cls, timesteps)
@@ -106,26 +126,19 @@ def _evaluate(
     batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, at_once)
     episodes = parsers.grid_episodes(config, images, max_batch_cls, timesteps)
     done = processes.broadcast_from_main(partial(store.get_partial, name))
-    with tqdm(
-        total=len(episodes),
-        initial=len(done["bound"]) if done else 0,
-        desc=name,
-        unit="target",
-        dynamic_ncols=True,
-        disable=not processes.main,
-    ) as bar:
-        return evaluator.evaluate_cell(
-            model,
-            episodes,
-            ("test", spec.seed, name),
-            spec.samples,
-            batch,
-            chunk,
-            bar.update,
-            processes=processes,
-            partial_cell=done,
-            save_partial=partial(store.save_partial, name),
-        )
+    bar.set_description(name)
+    return evaluator.evaluate_cell(
+        model,
+        episodes,
+        ("test", spec.seed, name),
+        spec.samples,
+        batch,
+        chunk,
+        bar.update,
+        processes=processes,
+        partial_cell=done,
+        save_partial=partial(store.save_partial, name),
+    )
 
 
 def _write_table(store: CellStore, config: Config) -> None:

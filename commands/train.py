@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 import config as configuration
 import parsers
+from commands import summary
 from commands.session import Session, config_of, different_classes, load_matching
 from config import Config
 from data.episodes import EpisodeLoader, MixedLoader
@@ -79,6 +80,7 @@ def build_trainer(session: Session) -> Trainer:
     validation = parsers.validation_loader(config, images)
     model = parsers.build_model(config, device)
     optimizer = parsers.build_optimizer(spec, model)
+    session.say(summary.of_training(config, model, images, device, session.processes, _board(session)))
     return Trainer(
         model,
         optimizer,
@@ -108,10 +110,14 @@ def build_logger(session: Session, start: int | None) -> MetricLogger:
     """The logger of process 0 for a run that resumes after step `start`; others log nothing."""
     if not session.processes.main:
         return MetricLogger(None, None, None)
-    spec = session.config.train_spec
-    path = Path(spec.checkpoint_path)
-    board = session.logdir or path.parent / "tb" / path.stem  # other runs may have their files in the same folder
-    return MetricLogger(Path(spec.log_file) if spec.log_file else None, board, start)
+    log_file = session.config.train_spec.log_file
+    return MetricLogger(Path(log_file) if log_file else None, _board(session), start)
+
+
+def _board(session: Session) -> Path:
+    """TensorBoard's folder; other runs may have their files in the same folder."""
+    path = Path(session.config.train_spec.checkpoint_path)
+    return session.logdir or path.parent / "tb" / path.stem
 
 
 def _image_logger(

@@ -54,6 +54,19 @@ class EpisodeSpec:
             return self.max_img_per_class if self.exact else min(self.max_img_per_class, self.timesteps)
         return self.timesteps // (self.max_batch_cls or 1) if self.exact else self.timesteps
 
+    @property
+    def in_words(self) -> str:
+        """What a memory holds, such as "32 images, 4 of each of 8 classes"."""
+        images = f"{self.timesteps} image{'' if self.timesteps == 1 else 's'}"
+        classes, most = self.most_classes, self.most_images
+        if classes <= 1:
+            return f"{images} of one class" if classes else "no images"
+        if self.exact:
+            return f"{images}, {most} of each of {classes} classes"
+        return (
+            f"{images}, at most {most} of a class" if self.max_img_per_class else f"{images} of 1 to {classes} classes"
+        )
+
     def check(self, classes: int, smallest: int) -> None:
         """Raise a UserError, which names values that work, unless so many classes of `smallest` images suffice."""
         if smallest < 1:

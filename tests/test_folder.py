@@ -236,9 +236,12 @@ def of_folder(root: Path, *more: str) -> list[str]:
 FITTING = ("test_spec.test_params={max_batch_cls: [1, 3], timesteps: [1, 4]}", "test_spec.targets=null")
 
 
-def test_classes_of_unequal_size_are_trained_validated_tested_and_sampled(root: Path, tmp_path: Path) -> None:
+def test_classes_of_unequal_size_are_trained_validated_tested_and_sampled(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     overrides = of_folder(root, *FITTING, "train_data.augment={}", "train_data.held_out_classes=2")
     assert main(tmp_path, "--train", "--test", "--sample", *overrides) == 0
+    assert f"reading {root}/train" in caplog.messages, "what takes a while is said"
     assert [row["step"] for row in rows(tmp_path, "train")] == list(range(1, 11))
     assert rows(tmp_path, "validation")
     with np.load(tmp_path / "table.npz") as table:

@@ -1,6 +1,7 @@
 """The program in this process or in processes of its own."""
 
 import functools
+import logging
 import os
 import signal
 import subprocess
@@ -36,11 +37,13 @@ def process_restored() -> Iterator[None]:
     """What the program changes in its process is put back: signal handlers, validation of distributions, TF32."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     validates = Distribution._validate_args
+    level = logging.getLogger("data").level
     tf32 = torch.backends.cudnn.allow_tf32
     try:
         yield
     finally:
         Distribution.set_default_validate_args(validates)
+        logging.getLogger("data").setLevel(level)
         torch.backends.cudnn.allow_tf32 = tf32
         for number, handler in handlers.items():
             signal.signal(number, handler)
