@@ -23,7 +23,9 @@ _NEIGHBOURS = (
     ("x", -3, -1), ("x", -1, 3), ("x", -1, -3), ("x", -3, 2), ("x", -3, -2),
 )  # fmt: skip
 _LENGTHS = (4, 8, 12, 16, 20, 23, 26, 29)  # of contexts, in neighbours
-_PRIOR = 48.0  # counts that the shorter context is worth, s; best of 2 to 48 on held-out classes with four pairs a target
+_PRIOR = (
+    48.0  # counts that the shorter context is worth, s; best of 2 to 48 on held-out classes with four pairs a target
+)
 _BORDER = 3
 
 
@@ -51,18 +53,19 @@ class ContextTable:
         """Count the pixels of targets [P, H, W], each beside a memory image [P, H, W] of its class; 0 or 1."""
         seen = torch.cat([(2 * contexts(x, m) + x.long()).flatten() for x, m in pairs]).sort().values
         share = (seen & 1).double().mean()
-        below, keys, ink = share.reshape(1), [], []
-        before = torch.zeros(1, dtype=torch.int64)
+        below, before, shorter_length = share.reshape(1), torch.zeros(1, dtype=torch.int64), 0
+        keys: list[Tensor] = []
+        ink: list[Tensor] = []
         for length in _LENGTHS:
             key, which, count = (seen >> (1 + len(_NEIGHBOURS) - length)).unique_consecutive(
                 return_inverse=True, return_counts=True
             )
             inked = torch.zeros(len(key), dtype=torch.float64).index_add_(0, which, (seen & 1).double())
-            shorter = torch.searchsorted(before, key >> (length - (_LENGTHS[len(keys) - 1] if keys else 0)))
+            shorter = torch.searchsorted(before, key >> (length - shorter_length))
             below = (inked + _PRIOR * below[shorter]) / (count + _PRIOR)
             keys.append(key)
             ink.append(below)
-            before = key
+            before, shorter_length = key, length
         return cls(float(share), keys, ink)
 
     def log_prob(self, x: Tensor, m: Tensor) -> Tensor:

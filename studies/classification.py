@@ -34,7 +34,7 @@ from data.omniglot import SIDE
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
 from run import leave, roots
-from runtime.errors import UserError
+from runtime.errors import DataError
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
 from studies import program
@@ -48,7 +48,7 @@ Trial = tuple[Tensor, Tensor, Tensor]  # targets [N, H, W], memory [N, H, W], th
 PUBLISHED = {
     "5-way": "Matching Networks 98.1 (Vinyals et al. 2016), Prototypical Networks 98.8 (Snell et al. 2017)",
     "20-way": "Matching Networks 93.8 (Vinyals et al. 2016), Prototypical Networks 96.0 (Snell et al. 2017)",
-    OFFICIAL: "people 95.5, Bayesian Program Learning 96.7 (Lake et al. 2015), Siamese networks 92.0 (Koch et al. 2015)",
+    OFFICIAL: "people 95.5, program induction 96.7 (Lake et al. 2015), Siamese networks 92.0 (Koch et al. 2015)",
 }
 
 
@@ -104,7 +104,7 @@ def official(path: Path, config: Config) -> Iterator[Trial]:
     with naming(path), zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith("class_labels.txt"))
         if not names:
-            raise UserError(f"{path}: there is no class_labels.txt in it; give the official all_runs.zip")
+            raise DataError(f"{path}: there is no class_labels.txt in it; give the official all_runs.zip")
         for name in names:
             lines = [line.split() for line in archive.read(name).decode().splitlines()]
             shown = sorted({of for _, of in lines})
@@ -172,7 +172,7 @@ def markdown(rows: Sequence[program.Row], config: Config, shift: int) -> str:
     moved = f", each also moved by up to {shift} pixels" if shift else ""
     return program.markdown(
         f"One-shot classification by p(a|x,M): {data.kind}, {data.split} split, {data.resize} x {data.resize} by "
-        f"{data.resample}; a memory holds one image of each class{moved}. Per cent, ± one standard error over memories.",
+        f"{data.resample}; a memory holds one image of each class{moved}. Per cent, ± standard error over memories.",
         "task | accuracy | memories | published, trained to classify unless said",
         (
             f"{row['task']} | {100 * float(row['accuracy']):.1f} ± {100 * float(row['stderr']):.1f} | "

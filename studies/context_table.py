@@ -6,6 +6,7 @@ counts the contexts of the training classes (a minute) and writes the same files
 """
 
 import argparse
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,13 +17,15 @@ from tqdm import tqdm
 
 import config as configuration
 import parsers
+from config import cell_name
 from data.episodes import Episodes, GridEpisodes
 from data.images import ClassImages
 from evaluator import METRICS, PerTarget
 from models.context_table import ContextTable
 from reports import tables
-from reports.cells import CellStore, table_row
+from reports.cells import CellStore
 from run import leave, roots
+from runtime.files import write_atomically
 from runtime.randomness import generator
 from runtime.signals import StopRequest
 from studies import program
@@ -47,13 +50,13 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     cpu = torch.device("cpu")
     table = ContextTable.fit(pairs(parsers.training_images(config, cpu).train, config.train_spec.seed))
     images = parsers.test_images(config, cpu)
-    store, rows = CellStore(output, "context table"), []
+    origin = {"weights": "context table", "images": images.digest(), "targets": args.targets}
+    store = CellStore(output, json.dumps(origin), images.names)
     for classes, size in tqdm(config.test_cells, "cells", dynamic_ncols=True):
-        values = evaluate(table, parsers.grid_episodes(config, images, classes, size))
-        store.save(parsers.cell_name(classes, size), values)
-        rows.append(table_row(classes, size, values, None))
-    tables.write_table(output, rows, config)
-    print(f"{tables.markdown(rows, config)}\nwritten: {args.output}/results.*")
+        store.save(cell_name(classes, size), evaluate(table, parsers.grid_episodes(config, images, classes, size)))
+    write_atomically(output.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
+    tables.write_table(output, store.rows(config), config)
+    print(f"{tables.markdown(store.rows(config), config)}\nwritten: {args.output}/results.*")
 
 
 def pairs(images: ClassImages, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

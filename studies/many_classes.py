@@ -1,0 +1,163 @@
+"""Memories of many unseen classes: is the right image still found, and what is it worth?
+
+    python -m studies.many_classes --model configs/vma_causal_quick.yaml pretrained/vma_causal_quick.safetensors
+
+tests memories of 1, 2, 4, ..., 256 evaluation classes, the target's own among them, with one and with four images of
+each class.  KL(a) beside log M says how much of what an address can tell is used.  Paper: Figure 4 of arXiv 1709.07116.
+"""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import config as configuration
+import parsers
+from config import Config
+from data.composition import EpisodeSpec
+from data.episodes import GridEpisodes, spread_targets
+from data.images import ClassImages
+from evaluator import METRICS, PerTarget, importance_bounds, log_likelihoods, sizes_at_once
+from models.base import MemoryModel
+from reports.estimates import estimate
+from reports.plots import png
+from run import leave, roots
+from runtime.signals import StopRequest
+from studies import program
+
+_AT_ONCE = 128  # images of all memories of a batch, at most, but for a memory that has more
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status, as that of run.py."""
+    p = program.parser("many_classes", __doc__)
+    p.add_argument("--model", type=Path, nargs=2, action="append", required=True, metavar=("YAML", "WEIGHTS"),
+                   help="a configuration and its weights; may be repeated")  # fmt: skip
+    p.add_argument("--targets", type=int, default=100, metavar="N", help="spread over the classes (100)")
+    p.add_argument("--most", type=int, default=256, metavar="C", help="classes in the largest memory (256)")
+    p.add_argument("--images", type=int, nargs="+", default=[1, 4], metavar="N", help="of each class (1 4)")
+    return program.status(execute, p.parse_args(arguments))
+
+
+def execute(args: argparse.Namespace, stop: StopRequest) -> None:
+    """Compute, write and print.  Raises UserError, DataError, OSError."""
+    rows: list[program.Row] = []
+    for path, weights in args.model:
+        config = configuration.load(path, roots(args.root))
+        model = program.load_model(config, argparse.Namespace(device=args.device, checkpoint=weights), stop)
+        images = parsers.test_images(config, next(model.parameters()).device)
+        memories = {f"{classes} x {each}": (classes, each) for each in args.images for classes in powers(args.most)}
+        found = program.resumed(
+            args.output / f"{path.stem}.npz",
+            model,
+            config,
+            {"targets": args.targets, "images": images.digest()},
+            memories,
+            partial(evaluate_named, model, config, images, memories, args.targets),
+        )
+        rows += [summarised(path.stem, config, *memories[name], values) for name, values in found.items()]
+    program.write(args.output, "many_classes", rows, markdown(rows, config), draw(rows))
+
+
+def powers(most: int) -> list[int]:
+    """1, 2, 4, ... up to `most`."""
+    return [2**power for power in range(most.bit_length())]
+
+
+# --- values of every target -------------------------------------------------------------------------------------------
+
+
+def evaluate_named(
+    model: MemoryModel,
+    config: Config,
+    images: ClassImages,
+    memories: Mapping[str, tuple[int, int]],
+    targets: int,
+    name: str,
+) -> PerTarget:
+    classes, each = memories[name]
+    return evaluate(model, config, images, classes, each, targets)
+
+
+@torch.no_grad()
+def evaluate(
+    model: MemoryModel, config: Config, images: ClassImages, classes: int, each: int, targets: int
+) -> PerTarget:
+    """What a test computes, with `each` images of each of `classes` classes in every memory."""
+    spec = EpisodeSpec(timesteps=classes * each, exact=True, max_img_per_class=each)
+    key = ("many classes", config.test_spec.seed, f"{classes} x {each}")
+    chosen = spread_targets(images.counts, targets)
+    episodes = GridEpisodes(images, spec, chosen, config.test_spec.seed, key[-1])
+    k = config.test_spec.samples
+    at_once, chunk = sizes_at_once(images.images.device, max(1, _AT_ONCE // spec.timesteps), config.test_spec.chunk)
+    parts = []
+    for positions in torch.arange(len(episodes)).split(at_once):
+        batch = episodes.batch(positions)
+        parts.append(importance_bounds(model, batch, key, k, chunk) if k else log_likelihoods(model, batch))
+    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in METRICS}
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def summarised(name: str, config: Config, classes: int, each: int, values: PerTarget) -> program.Row:
+    """Means in which every class counts the same."""
+    bound = estimate(-values["bound"], values["target_class"])
+    means = {of: estimate(values[of], values["target_class"]).mean for of in ("kl_a", "address_accuracy")}
+    k, log_m = config.test_spec.samples, math.log(classes * each)
+    metric = "NLL" if k is None else f"ELBO@{k}"
+    row = {"model": name, "classes": classes, "each": each, "metric": metric, "nats": bound.mean}
+    return {**row, "stderr": bound.stderr, **means, "log_m": log_m, "targets": len(values["bound"])}
+
+
+_LINE = (
+    "{model} | {classes} | {each} | {metric} | {nats:.2f} ± {stderr:.2f} | {kl_a:.2f} | {log_m:.2f} | "
+    "{address_accuracy:.3f}"
+)
+
+
+def markdown(rows: Sequence[program.Row], config: Config) -> str:
+    """The rows for people."""
+    data = config.test_data
+    return program.markdown(
+        f"Memories of many classes that the model has never seen, one of them the target's: {data.kind}, {data.split} "
+        f"split, {data.resize} x {data.resize} by {data.resample}, {rows[0]['targets']} targets, never in their "
+        "memory. Nats per image, lower is better, ± standard error; address accuracy: the posterior mass on images of "
+        "the target's class.",
+        "model | classes | images of each | metric | nats | KL(a) | log M | address accuracy",
+        map(_LINE.format_map, rows),
+    )
+
+
+def draw(rows: Sequence[Any]) -> bytes:
+    """Nats, KL(a) and address accuracy against the number of classes, a line for each model and memory -> a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((14, 4))
+    axes = figure.subplots(1, 3)
+    for name, each in dict.fromkeys((row["model"], row["each"]) for row in rows):
+        line = [row for row in rows if (row["model"], row["each"]) == (name, each)]
+        classes, label = [row["classes"] for row in line], f"{name}, {each} of each ({line[0]['metric']})"
+        error = [2 * row["stderr"] for row in line]
+        (points, *_) = axes[0].errorbar(
+            classes, [row["nats"] for row in line], error, marker="o", capsize=2, label=label
+        )
+        color = points.get_color()
+        axes[1].plot(classes, [row["kl_a"] for row in line], "o-", color=color, label=label)
+        axes[1].plot(classes, [row["log_m"] for row in line], ":", color=color, label=f"log M, {each} of each")
+        axes[2].plot(classes, [row["address_accuracy"] for row in line], "o-", color=color, label=label)
+    titles = ("nats per image (lower is better)", "KL(a), nats", "posterior mass on images of the target's class")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="classes in the memory", ylabel=title)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    return png(figure)
+
+
+if __name__ == "__main__":
+    leave(main())
