@@ -33,7 +33,7 @@ from data.images import ClassImages, resample
 from data.omniglot import SIDE
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
-from run import leave, roots
+from run import leave, pathname
 from runtime.errors import DataError
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
@@ -55,18 +55,18 @@ PUBLISHED = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("classification", __doc__)
-    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="the configuration of the model")
-    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="its weights (those of the configuration)")
+    p.add_argument("--config", type=pathname, required=True, metavar="YAML", help="the configuration of the model")
+    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="its weights (those of the configuration)")
     p.add_argument("--memories", type=int, default=100, metavar="G", help="memories of evaluation classes (100)")
     p.add_argument("--samples", type=int, default=20, metavar="K", help="of z for every address, if there is a z (20)")
     p.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="images in a memory are also moved (0)")
-    p.add_argument("--runs", type=Path, metavar="ZIP", help="all_runs.zip of Omniglot")
+    p.add_argument("--runs", type=pathname, metavar="ZIP", help="all_runs.zip of Omniglot")
     return program.status(execute, p.parse_args(arguments))
 
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
-    config = configuration.load(args.config, roots(args.root))
+    config = configuration.load(args.config, configuration.overrides(args.root))
     model = program.load_model(config, args, stop)
     assert isinstance(model, VMA)  # others have no addresses
     images = parsers.test_images(config, next(model.parameters()).device)

@@ -21,7 +21,7 @@ import config as configuration
 import parsers
 from data.episodes import spread_targets
 from reports.cells import load_cells
-from run import leave, roots
+from run import leave, pathname
 from runtime.errors import DataError
 from runtime.signals import StopRequest
 from studies import program
@@ -33,7 +33,7 @@ _AT_ONCE = 500
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("contamination", __doc__)
-    p.add_argument("npz", type=Path, nargs="+", help="the bounds of a test, beside its .resolved.yaml")
+    p.add_argument("npz", type=pathname, nargs="+", help="the bounds of a test, beside its .resolved.yaml")
     return program.status(execute, p.parse_args(arguments))
 
 
@@ -45,7 +45,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
 
 def compared(path: Path, root: str | None) -> list[program.Row]:
     """A row for every cell of a table.  Raises UserError, DataError."""
-    config = configuration.load(path.with_suffix(".resolved.yaml"), roots(root))
+    config = configuration.load(path.with_suffix(".resolved.yaml"), configuration.overrides(root))
     cpu = torch.device("cpu")
     images, training = parsers.test_images(config, cpu), parsers.training_images(config, cpu).train
     targets = spread_targets(images.counts, config.test_spec.targets)

@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from evaluator import METRICS, PerTarget
 from models.context_table import ContextTable
 from reports import tables
 from reports.cells import CellStore
-from run import leave, roots
+from run import leave, pathname
 from runtime.files import write_atomically
 from runtime.randomness import generator
 from runtime.signals import StopRequest
@@ -37,7 +36,7 @@ _TARGETS_AT_ONCE = 100
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("context_table", __doc__)
-    p.add_argument("--config", type=Path, required=True, metavar="YAML", help="its images and its test grid")
+    p.add_argument("--config", type=pathname, required=True, metavar="YAML", help="its images and its test grid")
     p.add_argument("--targets", type=int, default=1318, metavar="N", help="of each cell, spread over classes (1318)")
     return program.status(execute, p.parse_args(arguments))
 
@@ -46,7 +45,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Count, compute, write and print.  Raises UserError, DataError, OSError."""
     output = args.output / "results.csv"
     overrides = ["model.latent_dim=0", "test_spec.metric=nll", f"test_spec.targets={args.targets}"]
-    config = configuration.load(args.config, [*roots(args.root), *overrides])
+    config = configuration.load(args.config, [*configuration.overrides(args.root), *overrides])
     cpu = torch.device("cpu")
     table = ContextTable.fit(pairs(parsers.training_images(config, cpu).train, config.train_spec.seed))
     images = parsers.test_images(config, cpu)

@@ -10,7 +10,6 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from evaluator import METRICS, PerTarget, importance_bounds, log_likelihoods, si
 from models.base import MemoryModel
 from reports.estimates import estimate
 from reports.plots import png
-from run import leave, roots
+from run import leave, pathname
 from runtime.signals import StopRequest
 from studies import program
 
@@ -35,7 +34,7 @@ _AT_ONCE = 128  # images of all memories of a batch, at most, but for a memory t
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("many_classes", __doc__)
-    p.add_argument("--model", type=Path, nargs=2, action="append", required=True, metavar=("YAML", "WEIGHTS"),
+    p.add_argument("--model", type=pathname, nargs=2, action="append", required=True, metavar=("YAML", "WEIGHTS"),
                    help="a configuration and its weights; may be repeated")  # fmt: skip
     p.add_argument("--targets", type=int, default=100, metavar="N", help="spread over the classes (100)")
     p.add_argument("--most", type=int, default=256, metavar="C", help="classes in the largest memory (256)")
@@ -47,7 +46,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     rows: list[program.Row] = []
     for path, weights in args.model:
-        config = configuration.load(path, roots(args.root))
+        config = configuration.load(path, configuration.overrides(args.root))
         model = program.load_model(config, argparse.Namespace(device=args.device, checkpoint=weights), stop)
         images = parsers.test_images(config, next(model.parameters()).device)
         memories = {f"{classes} x {each}": (classes, each) for each in args.images for classes in powers(args.most)}

@@ -100,9 +100,9 @@ def test_an_answer_is_the_class_with_most_mass_in_all_its_copies(
 ) -> None:
     posterior = torch.zeros(1, 3, 9, 3)  # target, copy, class
     posterior[0, 0, :, 1] = 0.1  # in all copies, though none has most
-    posterior[0, 0, 4, 0] = 0.05
+    posterior[0, 0, 4, 0] = 0.3
     posterior[0, 1, 3, 2] = posterior[0, 2, 8, 0] = 0.4
-    dummies = torch.tensor([0.05, 0.6, 0.6]).view(1, 3, 1)  # no answer
+    dummies = torch.tensor([0.0, 0.6, 0.6]).view(1, 3, 1)  # no answer
     given = torch.cat([posterior.flatten(2), dummies], 2)
     monkeypatch.setattr(classification, "address_posterior", lambda *args: given)
     trial = pictures(3), pictures(3, seed=2), torch.tensor([1, 2, 2])
