@@ -9,45 +9,18 @@ computed from another list, are not in the table.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 import config as configuration
 import run
-from config import Config, cell_name, strict_yaml
-from evaluator import PerTarget
-from parsers import build_optimizer, build_scheduler
-from reports.cells import described, load_cells, load_origin
+from config import Config, strict_yaml
+from reports.cells import described, load_origin
 from reports.estimates import estimate
 from runtime.errors import UserError
 from runtime.signals import StopRequest
 from studies import program
-
-Cells = Mapping[str, PerTarget]  # by name
-
-_MACHINE = ("train_data.root", "val_data.root", "test_data.root", "train_spec.gpus", "test_spec.gpus")
-_FILES = ("train_spec.checkpoint_path", "train_spec.log_file", "test_spec.output_file")
-_WHERE = (*_MACHINE, *_FILES)  # may differ
-
-
-@dataclass(frozen=True)
-class Study:
-    """A configuration, overrides `common` to all rows, and those of each row; all are compared with the first."""
-
-    config: str
-    common: tuple[str, ...]
-    rows: Mapping[str, tuple[str, ...]]
-
-    def overrides(self, name: str, output: Path) -> list[str]:
-        """All that a row changes in the configuration, and where its files go."""
-        return [*self.common, *self.rows[name], *configuration.overrides(output=output / name)]
-
-    def configured(self, name: str, output: Path) -> Config:
-        """The configuration of a row.  Raises UserError."""
-        return configuration.load(Path(self.config), self.overrides(name, output))
+from studies.trainings import Cells, Trainings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,28 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> int:
     """Train, test and write, row by row.  Raises UserError, OSError."""
-    study, output = read(args.study, configuration.overrides(args.root)), args.output
-    names = args.only or list(study.rows)
-    if unknown := set(names) - study.rows.keys():
-        raise UserError(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(study.rows)}")
-    for name in study.rows:  # before hours of training
-        try_out(study.configured(name, output))
+    study = read(args.study, args.output, configuration.overrides(args.root))
+    names = args.only or list(study.own)
+    if unknown := set(names) - study.own.keys():
+        raise UserError(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(study.own)}")
+    for name in study.own:  # before hours of training
+        study.try_out(name)
     for name in names:
-        check(study, name, output)
+        study.check(name)
     for name in names:
-        print(f"--- {name}", flush=True)
-        options = program.options(None, args.device, study.overrides(name, output))
-        if status := run.main(["--config", study.config, "--train", "--test", *options]):
+        if status := study.run(name, args.device):
             return status
-        left_out = write(study, output)
-    if next(iter(study.rows)) not in left_out:
-        print((output / "ablations.md").read_text())
+        left_out = write(study)
+    if next(iter(study.own)) not in left_out:
+        print((args.output / "ablations.md").read_text())
     if left_out:
         print(f"not in the table, since they are not done as the list says: {', '.join(left_out)}")
     return 0
 
 
-def read(path: Path, roots: Sequence[str] = ()) -> Study:
+def read(path: Path, output: Path, roots: Sequence[str] = ()) -> Trainings:
     """The list in `path`, with overrides `roots` before its own.  Raises UserError, with what is wrong."""
     try:
         raw = strict_yaml.parse(strict_yaml.read(path))
@@ -91,7 +62,7 @@ def read(path: Path, roots: Sequence[str] = ()) -> Study:
     if not isinstance(raw, dict) or raw.keys() != keys or not isinstance(raw["rows"], dict) or not raw["rows"]:
         raise UserError(f"{path}: expected the keys config, set (overrides of all rows) and rows (name: overrides)")
     rows = {str(name): _overrides(path, f"rows.{name}", of) for name, of in raw["rows"].items()}
-    return Study(str(raw["config"]), (*roots, *_overrides(path, "set", raw["set"])), rows)
+    return Trainings(str(raw["config"]), (*roots, *_overrides(path, "set", raw["set"])), rows, output)
 
 
 def _overrides(path: Path, where: str, raw: object) -> tuple[str, ...]:
@@ -100,52 +71,20 @@ def _overrides(path: Path, where: str, raw: object) -> tuple[str, ...]:
     return tuple(raw)
 
 
-def try_out(config: Config) -> None:
-    """Raises UserError where only the beginning of the training would find out what is wrong."""
-    build_scheduler(config.train_spec, build_optimizer(config.train_spec, nn.Linear(1, 1)))
-
-
-def check(study: Study, name: str, output: Path) -> None:
-    """Raises UserError where a row was trained as another list says.
-
-    A training that is done would be taken for one with other steps, since a run may be resumed with more of them.
-    """
-    path, ignored = output / name / "vma.resolved.yaml", (*_WHERE, "test_data", "test_spec")
-    if not path.exists():
-        return
-    if changed := configuration.differences(configuration.load(path), study.configured(name, output), ignore=ignored):
-        said = f"{path.parent}: trained as another list says; remove that folder, or choose another --output:"
-        raise UserError("\n  ".join([said, *changed]))
-
-
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def write(study: Study, output: Path) -> list[str]:
+def write(study: Trainings) -> list[str]:
     """The table of the rows that are done, once the first of the list is; the names of the others.
 
     Raises UserError, OSError.
     """
-    found = {name: finished(study, name, output) for name in study.rows}
+    found = {name: study.finished(name) for name in study.own}
     done = {name: cells for name, cells in found.items() if cells is not None}
-    if (first := next(iter(study.rows))) in done:
-        rows = compared(done, {name: load_origin(output / name / "results.npz") for name in done})
-        program.write(output, "ablations", rows, markdown(rows, study.configured(first, output)), show=False)
-    return [name for name in study.rows if name not in done]
-
-
-def finished(study: Study, name: str, output: Path) -> Cells | None:
-    """The cells of a row, if all are there and were made as the list says now.  Raises UserError."""
-    asked = study.configured(name, output)
-    try:
-        tested = configuration.load(output / name / "results.resolved.yaml")
-    except UserError:
-        return None
-    if configuration.differences(tested, asked, ignore=_WHERE):
-        return None
-    cells, params = load_cells(output / name / "results.npz"), asked.test_spec.test_params
-    wanted = [cell_name(c, m) for c in params.max_batch_cls for m in params.timesteps]
-    return {cell: cells[cell] for cell in wanted} if cells.keys() >= set(wanted) else None
+    if (first := next(iter(study.own))) in done:
+        rows = compared(done, {name: load_origin(study.output / name / "results.npz") for name in done})
+        program.write(study.output, "ablations", rows, markdown(rows, study.configured(first)), show=False)
+    return [name for name in study.own if name not in done]
 
 
 def compared(done: Mapping[str, Cells], tests: Mapping[str, object]) -> list[program.Row]:

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -13,19 +14,20 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
-from helpers.config import arguments, small_yaml
-from helpers.program import main, process_restored
+from helpers.config import arguments, small_config, small_yaml
+from helpers.program import main, process_restored, start, wait_for
 from torch import Tensor
 
 import config as configuration
 import evaluator
 import run
+from config import Config, cell_name
 from data.episodes import Episodes
-from evaluator import PerTarget
+from evaluator import METRICS, PerTarget
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
 from runtime.signals import Stopped
-from studies import ablations, estimator, generalisation, gradients
+from studies import ablations, estimator, generalisation, gradients, seeds
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -372,7 +374,7 @@ def test_rows_that_were_trained_with_another_list_are_not_taken_for_those_of_thi
     changed = str(listed(tmp_path, LIST.replace("train_spec.steps=2", f"train_spec.steps=2, {change}")))
     assert ablations.main([changed, "--output", str(output)]) == 2
     said = capsys.readouterr().err
-    assert f"{output / 'plain'}: trained as another list says; remove that folder" in said and change[:16] in said
+    assert f"{output / 'plain'}: trained with another configuration; remove that folder" in said and change[:16] in said
     assert {file: file.read_bytes() for file in output.rglob("*.*") if file.is_file()} == before
 
 
@@ -399,9 +401,9 @@ def test_a_mistake_in_a_later_row_is_found_before_the_first_is_trained(tmp_path:
 @pytest.mark.parametrize("path", sorted(ROOT.glob("studies/*.yaml")), ids=lambda path: path.stem)
 def test_every_row_of_the_lists_that_are_here_can_be_trained(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    study = ablations.read(path)
-    for name in study.rows:
-        ablations.try_out(study.configured(name, Path("unused")))
+    study = ablations.read(path, Path("unused"))
+    for name in study.own:
+        study.try_out(name)
 
 
 def test_rows_that_were_tested_with_another_list_are_not_compared(
@@ -453,6 +455,109 @@ def test_a_wrong_list_is_refused(tmp_path: Path, content: str, said: str, capsys
     assert ablations.main([str(listed(tmp_path, content)), "--output", str(tmp_path / "ablations")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "ablations").exists()
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def cells_of(config: Config, *values: float) -> dict[str, PerTarget]:
+    """Every cell with 12 targets of three classes, 7 + 4 + 1, whose NLL are `values` for the classes."""
+    classes = np.repeat([0.0, 1.0, 2.0], [7, 4, 1])
+    of_one = {name: np.zeros(12) for name in METRICS}
+    bound = -np.repeat(values, [7, 4, 1])
+    cells = [cell_name(c, m) for c, m in config.test_cells]
+    return {cell: {**of_one, "bound": bound - i, "target_class": classes} for i, cell in enumerate(cells)}
+
+
+def test_a_cell_has_mean_and_deviation_of_its_trainings(tmp_path: Path) -> None:
+    """Of the class-balanced means 4, 5 and 9 of three trainings: 6 and the square root of (4 + 1 + 9) / 2."""
+    config = small_config(tmp_path)
+    done = {"seed_0": (3.0, 4.0, 5.0), "seed_2": (5.0, 5.0, 5.0), "seed_7": (1.0, 2.0, 24.0)}
+    found: list[Any] = seeds.summarised({name: cells_of(config, *values) for name, values in done.items()}, config)
+    assert [(row["max_batch_cls"], row["timesteps"]) for row in found] == [(1, 1), (1, 3), (2, 1), (2, 3)]
+    for i, row in enumerate(found):
+        assert [row["ELBO"], row["sd"]] == pytest.approx([6 + i, math.sqrt(7)])
+        assert [row[name] for name in done] == pytest.approx([4 + i, 5 + i, 9 + i])
+        assert (row["trainings"], row["targets"], row["importance_num"]) == (3, 12, 60)
+    text = seeds.markdown(found, config)
+    assert "| 2 | 1 | 8.00 | 2.65 |" in text and "| C | M | ELBO@60 | s.d. |" in text and "3 trainings" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("0..4", [0, 1, 2, 3, 4]), ("0,3,7", [0, 3, 7]), ("5,0..2", [5, 0, 1, 2])],
+)
+def test_seeds_are_a_range_or_a_list(text: str, numbers: list[int]) -> None:
+    assert seeds.seeds(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "3", "4..0", "1,1", "0..2,2", "-1..2", "0...4", "a", "0..99999999", "1,,2"])
+def test_what_is_no_list_of_seeds_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        seeds.main(["--config", "absent.yaml", f"--seeds={text}"])
+    assert "--seeds" in capsys.readouterr().err
+
+
+def seeds_of(folder: Path, *more: str) -> list[str]:
+    """The command line of a study of two seeds of a training of six steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "small.yaml").write_text(small_yaml(folder))
+    short = ["--set", "train_spec.steps=6", "--set", "train_spec.save_every=2"]
+    return ["--config", str(folder / "small.yaml"), "--seeds", "0,2", "--output", str(folder / "seeds"), *short, *more]
+
+
+@pytest.mark.slow
+def test_the_seeds_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed in the second training, the study goes on there; its numbers are those of the tables of the trainings."""
+    output = tmp_path / "seeds"
+    study = start("-m", "studies.seeds", *seeds_of(tmp_path, "--set", "train_spec.val_every=1"))
+    wait_for(lambda: (output / "seed_2" / "vma.last.pt").exists(), study)
+    study.kill()
+    study.communicate()
+    computed = [output / "seed_0" / name for name in ("vma.pt", "results.npz")]
+    before, log = [path.stat().st_mtime_ns for path in computed], (output / "seed_0" / "train.jsonl").read_bytes()
+    assert seeds.main(seeds_of(tmp_path, "--set", "train_spec.val_every=1")) == 0
+    assert [path.stat().st_mtime_ns for path in computed] == before
+    assert (output / "seed_0" / "train.jsonl").read_bytes() == log
+    tables = {name: rows(output / name / "results.csv") for name in ("seed_0", "seed_2")}
+    for i, row in enumerate(rows(output / "seeds.csv")):
+        one, two = (float(tables[name][i]["ELBO"]) for name in tables)
+        assert one != two and [float(row[name]) for name in tables] == [one, two]
+        assert float(row["ELBO"]) == pytest.approx((one + two) / 2, abs=1e-4)
+        assert float(row["sd"]) == pytest.approx(abs(one - two) / math.sqrt(2), abs=2e-4)
+    assert (output / "seeds.md").read_text() in capsys.readouterr().out
+    steps = [row["step"] for row in map(json.loads, (output / "seed_2" / "train.jsonl").read_text().splitlines())]
+    assert steps == sorted(steps)
+
+
+def test_seeds_of_another_configuration_are_not_taken_for_those_of_this(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "seeds" / "seed_2").mkdir(parents=True)
+    trained = small_config(tmp_path, "train_spec.steps=8", "train_spec.seed=2")
+    (tmp_path / "seeds" / "seed_2" / "vma.resolved.yaml").write_text(configuration.dump(trained))
+    monkeypatch.setattr(run, "main", None)  # it would be called
+    assert seeds.main(seeds_of(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'seeds' / 'seed_2'}: trained with another configuration" in said
+    assert "train_spec.steps: 8 in the checkpoint, 6 now" in said
+
+
+def test_an_exit_status_ends_the_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def noted(arguments: list[str]) -> int:
+        asked.append(arguments)
+        return 143 if len(asked) == 2 else 0
+
+    monkeypatch.setattr(run, "main", noted)
+    assert seeds.main([*seeds_of(tmp_path, "--device", "cpu", "--root", "there")]) == 143
+    for seed, given in zip((0, 2), asked, strict=True):
+        args = run.parser().parse_args(given)
+        config = configuration.load(args.config, args.overrides)
+        assert (config.train_spec.seed, config.train_spec.steps, config.train_data.root) == (seed, 6, "there")
+        assert config.test_spec.output_file == str(tmp_path / "seeds" / f"seed_{seed}" / "results.csv")
+        assert args.train and args.test and args.device == "cpu"
 
 
 # --- generalisation ---------------------------------------------------------------------------------------------------
