@@ -100,6 +100,7 @@ class _Broken(NamedTuple):
     reasons: Mapping[str, str]  # by the key that may be at fault, the likeliest first
 
 
+_BELOW, _ABOVE = 2048, 256  # how far down and up a way out is searched for
 _LEAST = {"timesteps": 0, "targets_per_memory": 1, "max_img_per_class": 1, "max_batch_cls": 1}
 
 
@@ -122,15 +123,15 @@ class _Case:
     def working(self, key: str, allowed: Collection[str]) -> list[int]:
         """The nearest lower and the nearest higher value of `key` that break no rule but those `allowed`.
 
-        They are searched for with the rules themselves, so that a way out cannot contradict them.
+        One value after another is tried on the rules themselves, so that a way out cannot contradict them.
         """
 
         def works(number: int) -> bool:
             return all(one.rule in allowed for one in self.changed(key, number).broken())
 
         value = self.value(key) or 0
-        below = next(filter(works, range(min(value, 2048) - 1, 0, -1)), None)
-        above = next(filter(works, range(max(value + 1, 0), value + 257)), None)
+        below = next(filter(works, range(min(value, _BELOW) - 1, 0, -1)), None)
+        above = next(filter(works, range(max(value + 1, 0), value + _ABOVE + 1)), None)
         return [number for number in (below, above) if number is not None]
 
     def broken(self) -> Iterator[_Broken]:

@@ -43,7 +43,7 @@ class _Numbers:
         """U{0..high - 1} for every entry of `high`, of its shape.  The bias of the remainder is below high / 2^62."""
         return torch.randint(1 << 62, high.shape, generator=self._source, device=high.device) % high
 
-    def distinct(self, count: Tensor, size: Tensor, width: int) -> Tensor:
+    def subsets(self, count: Tensor, size: Tensor, width: int) -> Tensor:
         """Random subsets of {0..count - 1}: [..., width], whose first `size` entries are the subset, the others void.
 
         `count` and `size` [...].  Floyd's method (Bentley and Floyd, "A sample of brilliance", 1987), whose work does
@@ -55,6 +55,16 @@ class _Numbers:
             taken = (picked[..., :r] == picked[..., r : r + 1]).any(-1)
             picked[..., r] = torch.where(taken, last[..., r], picked[..., r])
         return picked
+
+    def parts(self, total: Tensor, number: Tensor, width: int) -> Tensor:
+        """Every `total` [G] as a sum of `number` [G] positive numbers: [G, width], zeros after them.
+
+        All such sums are equally likely: they are the gaps between number - 1 cuts in {1..total - 1}.
+        """
+        end, needed, most = total.unsqueeze(1), (number - 1).clamp(min=0), max(width - 1, 0)
+        cuts = 1 + self.subsets(total - 1, needed, most)
+        cuts = torch.where(torch.arange(most, device=total.device) < needed.unsqueeze(1), cuts, end)  # void ones: zeros
+        return torch.cat([torch.zeros_like(end), cuts.sort(1).values, end], 1).diff(dim=1)[:, :width]
 
     def shuffled(self, values: Tensor) -> Tensor:
         """`values` in random order along the last dimension."""
@@ -91,18 +101,18 @@ class _Sampler:
             classes = torch.cat([own.unsqueeze(1), self._others(own, self.spec.most_classes - 1, numbers)], 1)
             count = self._counts[classes]  # [G, P]
             count[:, 0] -= 1  # all but the target
-            picked = numbers.distinct(count, sizes, self.spec.most_images)  # [G, P, R]
+            picked = numbers.subsets(count, sizes, self.spec.most_images)  # [G, P, R]
             picked[:, 0] = _skipping(target - self._offsets[own], picked[:, 0])
         else:
             classes = self._others(own, self.spec.most_classes, numbers)
-            picked = numbers.distinct(self._counts[classes], sizes, self.spec.most_images)
+            picked = numbers.subsets(self._counts[classes], sizes, self.spec.most_images)
         return self._first(self._offsets[classes].unsqueeze(-1) + picked, sizes)
 
     def shared(self, groups: int, numbers: _Numbers) -> tuple[Tensor, Tensor]:
         """Rows [G, T] of targets and rows [G, M] of the memories that they share."""
         classes = self._classes(groups, len(self._counts), self.spec.most_classes, numbers)
         size = self.spec.most_images + self.spec.targets_per_memory // self.spec.most_classes
-        picked = numbers.distinct(self._counts[classes], torch.full_like(classes, size), size)
+        picked = numbers.subsets(self._counts[classes], torch.full_like(classes, size), size)
         rows = self._offsets[classes].unsqueeze(-1) + numbers.shuffled(picked)  # [G, P, R + T / P]
         memory, x = rows[..., : self.spec.most_images], rows[..., self.spec.most_images :]
         return x.flatten(1), memory.flatten(1)
@@ -112,9 +122,11 @@ class _Sampler:
         if self.spec.exact:
             shape = groups, self.spec.most_classes
             return torch.full(shape, self.spec.most_images, device=self._counts.device)
-        return self._filled(groups, numbers) if self.spec.max_batch_cls is None else self._split(groups, numbers)
+        if self.spec.max_batch_cls is None:
+            return self._up_to_m_images_a_class(groups, numbers)
+        return self._up_to_c_classes(groups, numbers)
 
-    def _filled(self, groups: int, numbers: _Numbers) -> Tensor:
+    def _up_to_m_images_a_class(self, groups: int, numbers: _Numbers) -> Tensor:
         """One class after another gives U{1..min(m, what is left)} images."""
         left = torch.full((groups,), self.spec.timesteps, device=self._counts.device)
         sizes = []
@@ -124,21 +136,12 @@ class _Sampler:
             left = left - sizes[-1]
         return torch.stack(sizes, 1)
 
-    def _split(self, groups: int, numbers: _Numbers) -> Tensor:
-        """A uniform number n of classes; the own one gives U{1..M - n + 1}, the others share the rest evenly at random.
-
-        A split of `rest` into n - 1 positive numbers is a set of n - 2 cuts in {1..rest - 1}; cuts that are not needed
-        stand at `rest` and make zeros.
-        """
+    def _up_to_c_classes(self, groups: int, numbers: _Numbers) -> Tensor:
+        """A uniform number n of classes; the own one gives U{1..M - n + 1}, the others share the rest."""
         whole = torch.full((groups,), self.spec.timesteps, device=self._counts.device)
         n = 1 + numbers.below(torch.full_like(whole, self.spec.most_classes))
         own = torch.where(n > 1, 1 + numbers.below(whole - n + 1), whole)
-        rest = (whole - own).unsqueeze(1)
-        width, needed = max(self.spec.most_classes - 2, 0), (n - 2).clamp(min=0)
-        cuts = 1 + numbers.distinct(rest.squeeze(1) - 1, needed, width)
-        cuts = torch.where(torch.arange(width, device=n.device) < needed.unsqueeze(1), cuts, rest)
-        ends = torch.cat([torch.zeros_like(rest), cuts.sort(1).values, rest], 1)
-        return torch.cat([own.unsqueeze(1), ends.diff(dim=1)], 1)[:, : self.spec.most_classes]
+        return torch.cat([own.unsqueeze(1), numbers.parts(whole - own, n - 1, self.spec.most_classes - 1)], 1)
 
     def _others(self, own: Tensor, number: int, numbers: _Numbers) -> Tensor:
         """Distinct classes other than `own` [G], in random order: [G, number]."""
@@ -147,7 +150,7 @@ class _Sampler:
     def _classes(self, groups: int, classes: int, size: int, numbers: _Numbers) -> Tensor:
         """`size` distinct numbers of {0..classes - 1} in random order: [G, size]."""
         count = torch.full((groups,), classes, device=self._counts.device)
-        return numbers.shuffled(numbers.distinct(count, torch.full_like(count, size), size))
+        return numbers.shuffled(numbers.subsets(count, torch.full_like(count, size), size))
 
     def _first(self, rows: Tensor, sizes: Tensor) -> Tensor:
         """[G, M]: of `rows` [G, P, R] the first `sizes` [G, P] of every class, one class after another."""
