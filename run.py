@@ -31,10 +31,13 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Variational Memory Addressing: train, test and sample from one YAML file.",
     )
-    p.add_argument("--config", type=pathname, required=True, metavar="YAML", help="the configuration: configs/vma.yaml")
+    p.add_argument("--config", type=pathname, metavar="YAML",
+                   help="the configuration: configs/vma.yaml; left out, that in the --checkpoint")  # fmt: skip
     p.add_argument("--train", action="store_true", help="train; the same command resumes an interrupted run")
     p.add_argument("--test", action="store_true", help="run the test grid and write the table")
     p.add_argument("--sample", action="store_true", help="draw memories, samples of p(x|M) and reconstructions")
+    p.add_argument("--memory", type=pathname, metavar="DIR", help="for --sample, a folder of drawings as the memory")
+    p.add_argument("--score", type=pathname, metavar="IMAGE", help="a drawing: how likely it is, given --memory")
     p.add_argument("--print-config", action="store_true", help="print the complete configuration and do nothing else")
     p.add_argument("--root", metavar="DIR", help="where the data is, for training, validation and test")
     p.add_argument("--output", metavar="DIR", help="the folder of the run; in YAML the key output")
@@ -73,6 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
         p.error("nothing to do: give --train, --test or --sample")
     if args.replay and (args.train or args.test or args.sample or args.export):
         p.error("--replay computes one step and nothing else: give --train, --test, --sample and --export another time")
+    if not args.config and (args.train or args.replay or not args.checkpoint):
+        p.error("--config is missing; without it the weights of --checkpoint can be tested, sampled from and exported")
+    if args.memory and (not args.sample or args.train or args.test):
+        p.error("--memory is for --sample, without --train and --test")
+    if args.score and not args.memory:
+        p.error("--score needs --memory, the drawings that it is to be explained with")
     if args.restart and not args.train:
         p.error("--restart is for --train")
     if args.checkpoint and not (args.test or args.sample or args.export or args.replay):
@@ -123,9 +132,13 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     with stop.exiting(lambda stopped: report(stopped, given)):
         import config as configuration
 
-        config = configuration.load(
-            args.config, [*configuration.overrides(args.root, args.output, args.seed), *args.overrides]
-        )
+        overrides = [*configuration.overrides(args.root, args.output, args.seed), *args.overrides]
+        if args.config:
+            config = configuration.load(args.config, overrides)
+        else:
+            import commands
+
+            config = commands.config_in(args.checkpoint, overrides)
         if args.print_config:
             print(configuration.dump(config), end="")
             return 0
@@ -160,7 +173,9 @@ def run_commands(session: "Session", args: argparse.Namespace) -> None:
         commands.train.run(session, args.restart)
     if args.test:
         commands.test.run(session)
-    if args.sample:
+    if args.memory:
+        commands.drawings.run(session, args.memory, args.score, pathname(args.output or "runs"))
+    elif args.sample:
         commands.sample.run(session)
     if args.export:
         commands.export.run(session, args.export)

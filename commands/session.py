@@ -114,6 +114,14 @@ def load_matching(path: Path, config: Config, keys: Sequence[str]) -> dict[str, 
     return {**state, "model": state.get("averaged") or state["model"]}
 
 
+def config_in(path: Path, overrides: Sequence[str]) -> Config:
+    """The configuration in the checkpoint `path`, with overrides.  Raises UserError, DataError."""
+    if not path.exists():
+        raise DataError(f"{path}: there is no such checkpoint")
+    text = configuration.dump(config_of(path, checkpoints.load(path)))
+    return configuration.parse(text, str(path), overrides)
+
+
 def config_of(path: Path, state: dict[str, Any]) -> Config:
     """The configuration in the checkpoint that was read from `path`.  Raises DataError."""
     try:

@@ -129,7 +129,7 @@ def _image_logger(
         assert isinstance(model, MemoryModel)
         for subset, loader in loaders.items():
             if loader is not None:
-                grid = pictures.episode_grid(model, loader.at(0), StepNoise(device, "picture", subset))
+                grid = pictures.episode_picture(model, loader.at(0), StepNoise(device, "picture", subset))
                 logger.log_image(f"{subset}/memory_target_reconstruction_samples", step, grid)
 
     return log_images

@@ -25,7 +25,7 @@ SIDE = 105  # pixels
 _LEAST_SIDE = 16  # pixels; of the longer side
 _MOST_PIXELS = 50_000_000
 _MOST_BYTES = 1 << 28
-_LEAST_CONTRAST = 32  # grey levels; less is blank paper with the noise of a scanner
+LEAST_CONTRAST = 32  # grey levels; less is blank paper with the noise of a scanner
 _ENDINGS = (".png", ".jpg", ".jpeg")
 _LAYOUT = "train/CLASS/*.png and test/CLASS/*.png (or .jpg, .jpeg)"
 
@@ -38,7 +38,7 @@ def load(root: str | Path, subset: Subset) -> ClassImages:
     if subset not in get_args(Subset):
         raise ValueError(f"no subset {subset!r}; {get_args(Subset)}")
     folder = Path(root).expanduser() / subset
-    classes = {path.name: _images_of(path) for path in _classes_in(folder)}
+    classes = {path.name: images_in(path) for path in _classes_in(folder)}
     log.info("reading %s", folder)
     counts = torch.tensor([len(paths) for paths in classes.values()])
     images = np.empty((int(counts.sum()), SIDE, SIDE), np.uint8)
@@ -62,7 +62,8 @@ def _classes_in(folder: Path) -> list[Path]:
     return classes
 
 
-def _images_of(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder, ordered by name.  Raises DataError where there are none, or something else."""
     images = _listed(folder)
     if not images:
         raise DataError(f"{_shown(folder)} has no images; put {', '.join(_ENDINGS)} files there or remove the folder")
@@ -79,6 +80,17 @@ def _listed(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> np.ndarray:
     """uint8 [105, 105], ink = 1."""
+    grey = read_grey(path)
+    with naming(_shown(path)):
+        square = ImageOps.pad(grey, (max(grey.size),) * 2, color=255)
+        small = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BOX)).astype(int)
+        if small.max() - small.min() < LEAST_CONTRAST:
+            raise ValueError("there is no drawing on it, all of its pixels are about as dark")
+    return 2 * small < small.max() + small.min()
+
+
+def read_grey(path: Path) -> Image.Image:
+    """A PNG or JPEG file in 8 bits of grey, upright; what is transparent is white.  Raises DataError."""
     with naming(_shown(path)):
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes are too many")
@@ -86,12 +98,7 @@ def _read(path: Path) -> np.ndarray:
         if max(image.size) < _LEAST_SIDE or image.width * image.height > _MOST_PIXELS:
             size = f"{image.width} x {image.height} pixels"
             raise ValueError(f"{size}, where {_LEAST_SIDE} on the longer side and {_MOST_PIXELS} in all are the limits")
-        grey = _grey(ImageOps.exif_transpose(image))
-        square = ImageOps.pad(grey, (max(grey.size),) * 2, color=255)
-        small = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BOX)).astype(int)
-        if small.max() - small.min() < _LEAST_CONTRAST:
-            raise ValueError("there is no drawing on it, all of its pixels are about as dark")
-    return 2 * small < small.max() + small.min()
+        return _grey(ImageOps.exif_transpose(image))
 
 
 def _grey(image: Image.Image) -> Image.Image:

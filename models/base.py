@@ -7,9 +7,12 @@ images and whatever else has an address · `C` parameters of a pixel · `H W` im
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+from models.objectives import log_mean_exp
 
 
 class Noise(Protocol):
@@ -52,6 +55,7 @@ class Likelihood(nn.Module, ABC):
     """p(x|parameters), where a decoder gives `channels` parameters for each pixel: [..., C, H, W]."""
 
     channels: int = 1
+    pictured: str = "pixel means"  # what `picture` gives
 
     def context(self, x: Tensor) -> Tensor | None:
         """What `log_prob` needs of targets x [G, T, H, W] besides their pixels.
@@ -66,10 +70,10 @@ class Likelihood(nn.Module, ABC):
         """log p(x|parameters) in nats: [K, G, T, C, H, W] and x [G, T, H, W] -> [K, G, T]."""
 
     @abstractmethod
-    def mean(self, parameters: Tensor, noise: Noise) -> Tensor:
-        """The mean of every pixel, [..., C, H, W] -> [..., H, W], for pictures.
+    def picture(self, parameters: Tensor, noise: Noise) -> Tensor:
+        """What shows p(x|parameters): the mean of every pixel, [..., C, H, W] -> [..., H, W].
 
-        Where pixels depend on each other, that is the mean given the pixels before it of an image drawn with `noise`.
+        Where pixels depend on each other means say little, and it is an image drawn with `noise`; see `pictured`.
         """
 
     @abstractmethod
@@ -77,11 +81,22 @@ class Likelihood(nn.Module, ABC):
         """An image drawn from p(x|parameters): [..., C, H, W] -> [..., H, W]."""
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """How likely targets are, and what a model makes of their memories."""
+
+    log_p: Tensor  # [G, T] nats; with a K, the bound of so many samples
+    p_a: Tensor | None  # [G, T, S] p(a|x,M); with a K, the normalised importance weights of each slot; None: no slots
+    k: int | None  # None: both are exact
+
+
 class MemoryModel(nn.Module, ABC):
     """A generative model p(x|M) of an image given a memory.
 
     `encode_memory` and `encode_targets` may return anything; only the model's own methods read it.
     """
+
+    pictured: str = "pixel means"  # what `sample` and `reconstruct` give
 
     @abstractmethod
     def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
@@ -114,13 +129,17 @@ class MemoryModel(nn.Module, ABC):
         """Further metrics [G, T]: "kl_a" in nats and "address_accuracy" of a model with an address posterior."""
         return {}
 
+    def explain(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Explanation:
+        """log p(x|M) of targets x [G, T, H, W] given memories [G, M, H, W], exact or bounded by K samples."""
+        return Explanation(log_mean_exp(self.log_weights(x, memory, noise, k)), None, k)
+
     @abstractmethod
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, Tensor | None]:
-        """Pixel means [n, G, H, W] of n samples of p(x|M) for each memory [G, M, H, W], and their slots [n, G]."""
+        """Pictures [n, G, H, W] of n samples of p(x|M) for each memory [G, M, H, W], and their slots [n, G]."""
 
     @abstractmethod
     def reconstruct(self, x: Tensor, memory: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
-        """Pixel means [G, T, H, W] given latents inferred from x [G, T, H, W], and the slots [G, T]; None: no slots."""
+        """Pictures [G, T, H, W] given latents inferred from x [G, T, H, W], and the slots [G, T]; None: no slots."""
 
     def slot_images(self, memory: Tensor) -> Tensor:
         """The image behind every slot of each memory [G, M, H, W]: [G, S, H, W]."""

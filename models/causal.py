@@ -80,6 +80,8 @@ class MaskedBlock(nn.Module):
 class CausalLikelihood(Likelihood):
     """p(x|parameters) with parameters [2 C, H, W]: for every pixel a gain and a shift of each of C channels."""
 
+    pictured = "drawn pixel by pixel"
+
     def __init__(
         self,
         trunk_channels: int = 48,
@@ -130,19 +132,13 @@ class CausalLikelihood(Likelihood):
             h = block(h, drawn)
         return self.logit(self.hidden(h.relu()).relu_()).squeeze(-1)
 
-    def mean(self, parameters: Tensor, noise: Noise) -> Tensor:
-        """The probability of ink given the pixels before, of an image drawn: [..., 2 C, H, W] -> [..., H, W]."""
-        return self._draw_with(parameters, noise)[1]
-
     def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
         """An image drawn pixel by pixel: [..., 2 C, H, W] -> [..., H, W]."""
-        return self._draw_with(parameters, noise)[0]
-
-    def _draw_with(self, parameters: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         batch, (height, width) = parameters.shape[:-3], parameters.shape[-2:]
         uniform = noise.uniform("pixels", *batch, height, width).to(parameters.dtype).view(-1, height, width)
-        image, probability = self.draw(parameters.flatten(0, -4), uniform)
-        return image.view(*batch, height, width), probability.view(*batch, height, width)
+        return self.draw(parameters.flatten(0, -4), uniform)[0].view(*batch, height, width)
+
+    picture = sample
 
     @torch.no_grad()
     def draw(self, parameters: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ class IndependentPixels(Likelihood):
     def log_prob(self, parameters: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
         return self.distribution(parameters.squeeze(-3)).log_prob(x)
 
-    def mean(self, parameters: Tensor, noise: Noise) -> Tensor:
+    def picture(self, parameters: Tensor, noise: Noise) -> Tensor:
         return self.distribution(parameters.squeeze(-3)).mean
 
 
@@ -29,7 +29,7 @@ class BernoulliPixels(IndependentPixels):
         return Independent(Bernoulli(logits=parameters), 2)
 
     def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
-        mean = self.mean(parameters, noise)
+        mean = self.picture(parameters, noise)
         return (noise.uniform("pixels", *mean.shape) < mean).to(mean.dtype)
 
 
@@ -40,5 +40,5 @@ class NormalPixels(IndependentPixels):
         return Independent(Normal(parameters, parameters.new_ones(())), 2)
 
     def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
-        mean = self.mean(parameters, noise)
+        mean = self.picture(parameters, noise)
         return mean + noise.normal("pixels", *mean.shape)

@@ -1,11 +1,14 @@
 """Pictures of what the model does: memories, samples, reconstructions with the picked address.
 
-A sample is shown by its pixel means: those of p(x|z,m_a) with (a, z) drawn from p(a|M) p(z|m_a).
+A sample (a, z) of p(a|M) p(z|m_a) is shown by the pixel means of p(x|z,m_a), or by an image drawn from it: `pictured`.
 
 `G` memories · `T` targets · `M` images in a memory · `S` slots, M and the dummies · `H W` image.
 """
 
+import io
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,26 +17,18 @@ from torch import Tensor
 
 from data.episodes import Episodes, GridEpisodes
 from models.base import MemoryModel
+from runtime.files import write_atomically
 from runtime.randomness import StepNoise
 
 _MEMORIES = 6
 _SAMPLES = 8
-_MOST_SHOWN = 8  # images of a memory
+_MOST_SHOWN = 16  # images of a memory
 
 
 def spread(episodes: GridEpisodes) -> Episodes:
     """A few episodes from all over the grid's targets."""
     n = len(episodes)
     return episodes.batch(torch.linspace(0, n - 1, min(n, _MEMORIES)).round().long())
-
-
-def episode_grid(model: MemoryModel, episodes: Episodes, noise: StepNoise) -> np.ndarray:
-    """Rows of [memory | target | reconstruction | samples], one for each of a few memories -> uint8 [h, w]."""
-    x, memory = episodes.x[:_MEMORIES, :1], episodes.memory[:_MEMORIES]
-    reconstruction, _ = model.reconstruct(x, memory, noise)  # [G, 1, H, W]
-    samples, _ = model.sample(memory, noise, _SAMPLES)  # [n, G, H, W]
-    blocks = [memory[:, :_MOST_SHOWN], x, reconstruction, samples.transpose(0, 1)]
-    return _black_on_white(np.concatenate([_tile(block) for block in blocks], 1))
 
 
 def nearest(samples: Tensor, images: Tensor) -> Tensor:
@@ -49,10 +44,27 @@ def nearest(samples: Tensor, images: Tensor) -> Tensor:
 def write_samples(
     path: Path, model: MemoryModel, episodes: Episodes, training: Tensor | None, noise: StepNoise
 ) -> None:
-    """One PNG: for each memory its images, the target with the picked image and reconstruction, samples and neighbours.
+    """One PNG of the episodes, with the images `training` uint8 [N, H, W] that are nearest to the samples, if any."""
+    write_atomically(path, _png(_sheet(model, episodes, noise, training)))
 
-    `training` uint8 [N, H, W] holds the images among which the nearest neighbour of each sample is sought, if any.
-    """
+
+def episode_picture(model: MemoryModel, episodes: Episodes, noise: StepNoise) -> np.ndarray:
+    """The same of the first memories of a batch, without neighbours -> uint8 [h, w, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(_sheet(model, first_targets(episodes), noise, None))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def first_targets(episodes: Episodes) -> Episodes:
+    """The first memories, each with the first of its targets."""
+    first = {name: value[:_MEMORIES] for name, value in vars(episodes).items()}
+    return Episodes(**{name: value[:, :1] if name.startswith("x") else value for name, value in first.items()})
+
+
+def _sheet(model: MemoryModel, episodes: Episodes, noise: StepNoise, training: Tensor | None) -> Any:
+    """A row for each memory: its images, the target with the picked image and reconstruction, samples, neighbours."""
     from matplotlib.figure import Figure
 
     memory = episodes.memory
@@ -62,10 +74,11 @@ def write_samples(
         slots = model.slot_images(memory)
         inferred["picked"] = slots[torch.arange(len(memory), device=a.device), a[:, 0]].unsqueeze(1)
     samples, _ = model.sample(memory, noise, _SAMPLES)
+    shown = _of_every_class(memory, episodes.memory_class)
     columns = {
-        "memory": memory[:, :_MOST_SHOWN],
+        "memory": shown,
         f"{', '.join(inferred)},\nreconstruction": torch.cat([*inferred.values(), reconstruction], 1),
-        "pixel means of samples of p(x|M)": samples.transpose(0, 1),
+        f"samples of p(x|M), {model.pictured}": samples.transpose(0, 1),
     }
     if training is not None:
         columns["training image nearest to each sample"] = nearest(samples, training).transpose(0, 1)
@@ -74,15 +87,77 @@ def write_samples(
     figure = Figure((0.45 * sum(widths) + 1, 0.45 * len(memory) + 0.8))
     (axes,) = figure.subplots(1, len(columns), width_ratios=widths, squeeze=False)
     for axis, (title, block) in zip(axes, columns.items(), strict=True):
-        axis.imshow(_black_on_white(_tile(block)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(title, fontsize=8)
-        axis.axis("off")
+        _draw(axis, _tile(block), title, 8)
     size = memory.shape[1]
-    shown = f", the first {_MOST_SHOWN} shown" if size > _MOST_SHOWN else ""
-    figure.suptitle(f"memories of {size} image{'' if size == 1 else 's'}{shown}", fontsize=9)
+    some = f", {_MOST_SHOWN} of each shown" if size > _MOST_SHOWN else ""
+    figure.suptitle(f"memories of {size} image{'' if size == 1 else 's'}{some}", fontsize=9)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    return figure
+
+
+def _of_every_class(memory: Tensor, classes: Tensor) -> Tensor:
+    """Of each memory [G, M, H, W] as many images as are shown, in its order, equally many of each of its classes."""
+    g, size = classes.shape
+    earlier = (classes.unsqueeze(2) == classes.unsqueeze(1)).tril(-1).sum(2)  # [G, M], images before it of its class
+    places = earlier * size + torch.arange(size, device=classes.device)
+    chosen = places.argsort(1)[:, :_MOST_SHOWN].sort(1).values
+    return memory[torch.arange(g, device=classes.device).unsqueeze(1), chosen]
+
+
+_PER_ROW = 8
+
+
+@dataclass
+class MemorySheet:
+    """A picture of one memory, of samples that it gives and maybe of a target: large tiles, each with a caption."""
+
+    title: str
+    slots: Tensor  # [S, H, W], first the images of the memory
+    size: int  # M
+    samples: Tensor  # [n, H, W]
+    picked: Tensor | None  # [n], the slot behind each sample
+    samples_title: str
+    target: dict[str, Tensor] = field(default_factory=dict)  # by the caption
+    p_a: Tensor | None = None  # [S] p(a|x,M) of the target
+
+    def name(self, slot: int) -> str:
+        return f"{slot + 1}" if slot < self.size else f"dummy {slot - self.size + 1}"
+
+    def write(self, path: Path) -> None:
+        """A PNG file.  Raises OSError."""
+        from matplotlib.figure import Figure
+
+        slots = [self.name(slot) for slot in range(len(self.slots))]
+        if self.p_a is not None:
+            slots = [f"{name}\np(a|x,M) = {p:.2f}" for name, p in zip(slots, self.p_a.tolist(), strict=True)]
+        origins = (
+            [""] * len(self.samples) if self.picked is None else [f"from {self.name(a)}" for a in self.picked.tolist()]
+        )
+        blocks = [(self.title, self.slots, slots), (self.samples_title, self.samples, origins)]
+        blocks += [(caption, image[None], [""]) for caption, image in self.target.items()]
+        rows = [-(-len(images) // _PER_ROW) for _, images, _ in blocks]
+        figure = Figure((1.25 * _PER_ROW, 1.55 * sum(rows) + 0.4 * len(rows)), layout="constrained")
+        parts = figure.subfigures(len(blocks), 1, height_ratios=[1.55 * row + 0.4 for row in rows], squeeze=False)
+        for part, row, (title, images, captions) in zip(parts[:, 0], rows, blocks, strict=True):
+            part.suptitle(title, fontsize=11)
+            axes = part.subplots(row, _PER_ROW, squeeze=False).flatten()
+            for axis, image, caption in zip(axes, images, captions, strict=False):
+                _draw(axis, _tile(image[None, None]), caption, 9)
+            for axis in axes[len(images) :]:
+                axis.axis("off")
+        write_atomically(path, _png(figure))
+
+
+def _draw(axis: Any, ink: np.ndarray, title: str, size: int) -> None:
+    axis.imshow(_black_on_white(ink), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.set_title(title, fontsize=size)
+    axis.axis("off")
+
+
+def _png(figure: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
 
 
 def _tile(block: Tensor) -> np.ndarray:

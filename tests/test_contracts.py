@@ -98,7 +98,7 @@ class AboveAware(Likelihood):
         logits = self._logits(parameters, context)
         return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum((-2, -1))
 
-    def mean(self, parameters: Tensor, noise: Noise) -> Tensor:
+    def picture(self, parameters: Tensor, noise: Noise) -> Tensor:
         return self._logits(parameters, parameters.new_zeros(())).sigmoid()
 
     def sample(self, parameters: Tensor, noise: Noise) -> Tensor:

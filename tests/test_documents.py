@@ -67,6 +67,9 @@ def test_commands_name_what_is_there(page: str, command: str, monkeypatch: pytes
     elif program == "run.py":
         words = words[: next((i for i, word in enumerate(words) if word in ("|", ">", "&&", ";")), None)]
         args = run.parser().parse_args(words)
-        configuration.load(args.config, args.overrides)
+        if args.config:
+            configuration.load(args.config, args.overrides)
+        else:
+            assert Path(args.checkpoint).exists()
     else:
         assert Path(program).exists()

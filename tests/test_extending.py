@@ -73,4 +73,4 @@ def test_samples_of_the_likelihood_have_its_mean(monkeypatch: pytest.MonkeyPatch
     noise = StepNoise("cpu", "extending")
     found = likelihood.sample(parameters, noise).flatten(1)
     error = found.std(0) / len(found) ** 0.5
-    assert ((found.mean(0) - likelihood.mean(parameters, noise)[0].flatten()).abs() < 4.5 * error).all()
+    assert ((found.mean(0) - likelihood.picture(parameters, noise)[0].flatten()).abs() < 4.5 * error).all()

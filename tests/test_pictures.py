@@ -60,17 +60,63 @@ def test_a_few_targets_from_all_over_are_shown(tmp_path: Path, targets: str, sho
     assert rows[0] == every[0] and (shown == 1 or rows[-1] == every[-1])
 
 
-def test_the_grid_holds_the_images_black_on_white(tmp_path: Path, model: MemoryModel) -> None:
-    small = small_config(tmp_path)
+def test_a_sheet_holds_the_images_black_on_white_under_titles(tmp_path: Path, model: MemoryModel) -> None:
+    small = small_config(tmp_path, "train_data.targets_per_memory=1")
     episodes = parsers.train_loader(small, parsers.training_images(small, CPU)).at(0)
-    grid = pictures.episode_grid(model, episodes, noise())
-    assert grid.dtype == np.uint8 and grid.shape == (2 * 22, (4 + 1 + 1 + 8) * 22)
-    for g in range(2):
-        for place, image in enumerate([*episodes.memory[g], episodes.x[g, 0]]):
-            tile = grid[g * 22 : (g + 1) * 22, place * 22 : (place + 1) * 22]
+    first = pictures.first_targets(episodes)
+    figure = pictures._sheet(model, first, noise(), None)
+    assert [axis.get_title() for axis in figure.axes] == [
+        "memory", "target, picked,\nreconstruction", "samples of p(x|M), pixel means",
+    ]  # fmt: skip
+    memory, inferred, _ = (np.asarray(axis.images[0].get_array()) for axis in figure.axes)
+    assert memory.shape == (6 * 22, 4 * 22) and memory.dtype == np.uint8
+    for g in range(6):
+        for place, image in enumerate(episodes.memory[g]):
+            tile = memory[g * 22 : (g + 1) * 22, place * 22 : (place + 1) * 22]
             assert np.array_equal(tile[1:-1, 1:-1], 255 * (1 - image.numpy().astype(np.uint8)))
             assert {*tile[0], *tile[-1], *tile[:, 0], *tile[:, -1]} == {153}
-    assert np.array_equal(grid, pictures.episode_grid(model, episodes, noise()))
+        assert np.array_equal(
+            inferred[g * 22 + 1 : g * 22 + 21, 1:21], 255 * (1 - episodes.x[g, 0].numpy().astype(np.uint8))
+        )
+
+
+def test_tensorboard_gets_the_same_picture_of_the_same_weights(tmp_path: Path, model: MemoryModel) -> None:
+    """Of the first target of each of the first memories; in colour, with white between the blocks."""
+    small = small_config(tmp_path)
+    episodes = parsers.train_loader(small, parsers.training_images(small, CPU)).at(0)
+    assert pictures.first_targets(episodes).x.shape[:2] == (2, 1)
+    picture = pictures.episode_picture(model, episodes, noise())
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    assert np.array_equal(picture, pictures.episode_picture(model, episodes, noise()))
+    middle = picture[picture.shape[0] * 2 // 3].mean(1)  # a line through the images
+    gaps = np.diff(np.flatnonzero(np.diff((middle == 255).astype(int), prepend=0) == 1))
+    assert len(gaps) >= 2
+
+
+def test_every_class_of_a_memory_is_shown() -> None:
+    """Of 32 images, 8 classes x 4 or 1 of one class and 31 of another, 16 are shown in their order."""
+    classes = torch.stack([torch.arange(8).repeat_interleave(4), torch.tensor([5] * 31 + [7])])
+    memory = torch.arange(2 * 32).view(2, 32, 1, 1).float()
+    shown = pictures._of_every_class(memory, classes)[..., 0, 0].long()
+    assert shown.shape == (2, 16) and (shown.diff(dim=1) > 0).all()
+    assert classes[0][shown[0]].bincount().tolist() == [2] * 8
+    assert classes[1][shown[1] - 32].tolist() == [5] * 15 + [7]
+
+
+def test_the_sheet_of_a_memory_has_a_caption_for_every_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(pictures, "_png", lambda figure: figures.append(figure) or b"")  # type: ignore[func-returns-value]
+    images = torch.rand(19, 20, 20)
+    sheet = pictures.MemorySheet("mine", images[:4], 3, images[4:], torch.tensor([0, 3] * 7 + [2]), "samples")
+    sheet.target["x.png: NLL 3 nats"], sheet.p_a = images[0], torch.tensor([0.25, 0.125, 0.5, 0.125])
+    sheet.write(tmp_path / "sheet.png")
+    (figure,) = figures
+    titles = [axis.get_title() for axis in figure.axes if axis.images]
+    assert titles[:4] == [
+        f"{name}\np(a|x,M) = {p}" for name, p in (("1", 0.25), ("2", 0.12), ("3", "0.50"), ("dummy 1", 0.12))
+    ]
+    assert titles[4:19] == ["from 1", "from dummy 1"] * 7 + ["from 3"]
+    assert [part.get_suptitle() for part in figure.subfigs] == ["mine", "samples", "x.png: NLL 3 nats"]
 
 
 @pytest.mark.parametrize("timesteps", [0, 12])

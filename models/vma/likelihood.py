@@ -34,7 +34,7 @@ class ImageLikelihood(nn.Module):
         self.memory_code = nn.Linear(features, code)
 
     def precompute(self, vector: Tensor, maps: Sequence[Tensor]) -> Features:
-        """What `log_prob` and `mean` need of encoded memory images [N, ...], computed once for each."""
+        """What `log_prob` and `picture` need of encoded memory images [N, ...], computed once for each."""
         return Features(vector, self.decoder.precompute_skips(maps))
 
     def context(self, x: Tensor) -> Tensor | None:
@@ -45,9 +45,9 @@ class ImageLikelihood(nn.Module):
         """log p(x|z,m_a) [K, G, T] in nats of x [G, T, H, W], for z [K, G, T, Z]."""
         return self.likelihood.log_prob(self.decode(z, m_a), x, context)
 
-    def mean(self, z: Tensor, m_a: FeaturesAt, noise: Noise) -> Tensor:
-        """Pixel means [K, G, T, H, W]."""
-        return self.likelihood.mean(self.decode(z, m_a), noise)
+    def picture(self, z: Tensor, m_a: FeaturesAt, noise: Noise) -> Tensor:
+        """What shows p(x|z,m_a), [K, G, T, H, W]."""
+        return self.likelihood.picture(self.decode(z, m_a), noise)
 
     def decode(self, z: Tensor, m_a: FeaturesAt) -> Tensor:
         """Parameters of all pixels, [K, G, T, C, H, W]."""

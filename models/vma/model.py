@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, kl_divergence
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from autoencoders.base import Encoder
 from autoencoders.features import Features, FeaturesAt
 from models import objectives
-from models.base import EpisodeBatch, MemoryModel, Noise
+from models.base import EpisodeBatch, Explanation, MemoryModel, Noise
 from models.vma.likelihood import ImageLikelihood
 from models.vma.posteriors import AddressPosterior, LatentPosterior
 from models.vma.priors import AddressPrior, LatentPrior
@@ -145,6 +146,7 @@ class VMA(MemoryModel):
         self.dummies = nn.Parameter(0.1 * torch.rand(num_dummies, side, side))
         self.importance_num, self.objective = importance_num, objective
         self.use_dreg, self.gradient_samples = use_dreg, gradient_samples
+        self.pictured = p_x.likelihood.pictured
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
@@ -324,25 +326,37 @@ class VMA(MemoryModel):
         accuracy = (targets.q_a.probs[..., : same.shape[2]] * same).sum(-1)
         return {"kl_a": kl_divergence(targets.q_a, m.p_a), "address_accuracy": accuracy}
 
+    @torch.no_grad()
+    def explain(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Explanation:
+        m = self.encode_memory(memory, precompute_features=True)
+        targets = self.encode_targets(x, m)
+        if not self.latent:
+            log_p, targets = self.log_likelihood(m, targets)
+            return Explanation(log_p, targets.q_a.probs, None)
+        s = self.importance_samples(x, m, targets, noise, k)
+        picked = F.one_hot(s.a, m.slots.shape[1])  # [K, G, T, S]
+        p_a = (s.log_w.softmax(0).unsqueeze(-1) * picked).sum(0)
+        return Explanation(objectives.log_mean_exp(s.log_w), p_a, k)
+
     # --- pictures -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, Tensor]:
-        """n samples of p(x|M) for each memory [G, M, H, W]: pixel means [n, G, H, W] and addresses [n, G]."""
+        """n samples of p(x|M) for each memory [G, M, H, W]: pictures [n, G, H, W] and addresses [n, G]."""
         m = self.encode_memory(memory)
         a = sample_categorical(m.p_a, noise.uniform("address", n, len(memory), 1))  # [n, G, 1]
         m_a = self.features_at(a, m)
         z = sample_normal(self.p_z(m_a.vector), noise)
-        return self.p_x.mean(z, m_a, noise).squeeze(2), a.squeeze(2)
+        return self.p_x.picture(z, m_a, noise).squeeze(2), a.squeeze(2)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, memory: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Pixel means [G, T, H, W] of p(x|z,m_a) and the addresses [G, T], for a ~ q(a|M,x) and z ~ q(z|x,m_a)."""
+        """Pictures [G, T, H, W] of p(x|z,m_a) and the addresses [G, T], for a ~ q(a|M,x) and z ~ q(z|x,m_a)."""
         m = self.encode_memory(memory)
         targets = self.encode_targets(x, m)
         addresses = self.sample_addresses(m, targets, noise, 1)
         z = sample_normal(self.q_z(targets.features, addresses.m_a.vector), noise)
-        return self.p_x.mean(z, addresses.m_a, noise).squeeze(0), addresses.a.squeeze(0)
+        return self.p_x.picture(z, addresses.m_a, noise).squeeze(0), addresses.a.squeeze(0)
 
     def slot_images(self, memory: Tensor) -> Tensor:
         """The images of each memory [G, M, H, W] and the dummies: [G, S, H, W]."""
