@@ -796,3 +796,18 @@ def test_dreg_has_the_same_mean_and_less_variance(objective: str) -> None:
         assert dreg[name].flatten(1).mean(0).norm() > 10 * error.norm()
     name = "q_z.head.loc_and_scale.bias"
     assert dreg[name].var(0).sum() < 0.7 * standard[name].var(0).sum()
+
+
+def test_gradients_are_the_same_on_every_run_with_two_threads(tiny_model: Callable[..., VMA]) -> None:
+    """Where rows of a memory are gathered, gradients of equal rows must add up in a fixed order: dummies are in all."""
+    model = tiny_model("model.matching_dim=64", dtype=torch.float32)
+    memory = (torch.rand(64, 16, 20, 20, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    weights = torch.randn(64, 18, 64, generator=torch.Generator().manual_seed(1))
+    torch.set_num_threads(2)
+    found = set()
+    for _ in range(8):
+        model.zero_grad()
+        (model.encode_memory(memory).embeddings * weights).sum().backward()
+        assert model.dummies.grad is not None
+        found.add(model.dummies.grad.numpy().tobytes())
+    assert len(found) == 1

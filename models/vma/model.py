@@ -160,9 +160,10 @@ class VMA(MemoryModel):
         images = torch.cat([memory.flatten(0, 1), self.dummies.to(memory.dtype)])  # [N, H, W], N = G M + dummies
         rows = torch.arange(len(images), device=memory.device)
         slots = torch.cat([rows[: g * size].view(g, size), rows[g * size :].expand(g, -1)], 1)
-        embeddings = self.address_encoder(images)[0].to(memory.dtype)[slots]
+        # not `[slots]`, whose gradient adds up in an order that changes from run to run with several threads
+        embedded = self.address_encoder(images)[0].to(memory.dtype).index_select(0, slots.flatten())
         features = self._features(images) if precompute_features else None
-        return EncodedMemory(images, slots, embeddings, self.p_a(g, size), features)
+        return EncodedMemory(images, slots, embedded.unflatten(0, slots.shape), self.p_a(g, size), features)
 
     def encode_targets(self, x: Tensor, m: EncodedMemory) -> EncodedTargets:
         """Encode the targets x [G, T, H, W] and address the memory with them."""
