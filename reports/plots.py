@@ -19,33 +19,46 @@ def result_plot(rows: Sequence[Row], config: Config) -> bytes:
 
     figure = Figure((6, 4))
     axis = figure.subplots()
+    column = "NLL" if "NLL" in rows[0] else "ELBO"
     for number, classes in enumerate(dict.fromkeys(row["max_batch_cls"] for row in rows)):
-        line = sorted((row for row in rows if row["max_batch_cls"] == classes), key=lambda row: row["timesteps"])
-        sizes = [row["timesteps"] + 0.04 * number * max(row["timesteps"], 1) for row in line]  # bars side by side
-        axis.errorbar(
-            sizes,
-            [row["NLL" if "NLL" in row else "ELBO"] for row in line],
-            yerr=[2 * row["stderr"] for row in line],
-            color=f"C{number}",
-            marker="o",
-            capsize=2,
-            label=f"C = {classes}, this model",
-        )
-        for column, table in list(published(config).items())[:1]:
+        label = f"C = {classes}, this model"
+        draw_rows(axis, rows, classes, column, 0.04 * number, color=f"C{number}", label=label)
+        for name, table in list(published(config).items())[:1]:
             if classes in table:
-                axis.plot(SIZES, table[int(classes)], f"C{number}:", label=f"C = {classes}, {column}")
+                axis.plot(SIZES, table[int(classes)], f"C{number}:", label=f"C = {classes}, {name}")
+    memory_axis(axis, rows)
+    axis.set_ylabel(f"{metric(rows)}, nats per image (lower is better)")
+    targets = max(row["targets"] for row in rows)
+    title = f"{described(config)}; {targets} targets a cell; bars: two standard errors each way"
+    axis.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=8)
+    return png(figure)
+
+
+def draw_rows(
+    axis: Any, rows: Sequence[Row], classes: float, column: str, shift: float, color: str, **style: str
+) -> None:
+    """A line of `column` against memory size for C = `classes`, moved by a part of the size: bars are side by side."""
+    line = sorted((row for row in rows if row["max_batch_cls"] == classes), key=lambda row: row["timesteps"])
+    axis.errorbar(
+        [row["timesteps"] + shift * max(row["timesteps"], 1) for row in line],
+        [row[column] for row in line],
+        yerr=[2 * row["stderr"] for row in line],
+        color=color,
+        marker="o",
+        capsize=2,
+        **style,
+    )
+
+
+def memory_axis(axis: Any, rows: Sequence[Row]) -> None:
+    """Memory sizes from 0 on, and what is left to finish the axis."""
     axis.set_xscale("symlog", linthresh=1)
     ticks = sorted({int(row["timesteps"]) for row in rows})
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.set_xlabel("images in the memory, M")
-    axis.set_ylabel(f"{metric(rows)}, nats per image (lower is better)")
-    targets = max(row["targets"] for row in rows)
-    title = f"{described(config)}; {targets} targets a cell; bars: two standard errors each way"
-    axis.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=8)
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
-    return png(figure)
 
 
 _CURVES = (  # panel; metrics of the log, their labels

@@ -1,0 +1,143 @@
+"""Several tables in one plot, and how much better each is than the first, target by target.
+
+    python -m reports.compare results/vma_tuned/results.csv results/vma_causal_quick/results.csv --output compared.png
+
+reads the bounds of all targets (.npz) and the configuration (.resolved.yaml) beside each table.  Differences are those
+of cells that both tables have, paired: on the same targets with the same memories.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import config as configuration
+from config import Config, cell_name
+from evaluator import PerTarget
+from reports.cells import Row, described, load_cells, load_class_names, load_origin, metric, table_rows
+from reports.estimates import alphabets_of, estimate
+from reports.plots import draw_rows, memory_axis, png
+from runtime.errors import DataError, UserError, status_of
+from runtime.files import write_atomically
+
+_STYLES = ("-", "--", ":", "-.")  # of C
+# What of an origin says which targets and memories those of a cell are, with what it means where it is left out.
+_TARGETS = {"images": None, "targets": None, "seed": None, "own_class": True}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of one test."""
+
+    name: str
+    config: Config
+    cells: Mapping[str, PerTarget]
+    class_names: Sequence[str]
+    targets: Mapping[str, object]  # what says which targets and memories these were
+    rows: Sequence[Row]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    p = argparse.ArgumentParser(prog="python -m reports.compare", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("table", type=Path, nargs="+", help="results.csv of a test; others are compared with the first")
+    p.add_argument("--output", type=Path, metavar="PNG", help="where the plot goes (none without it)")
+    args = p.parse_args(arguments)
+    try:
+        tables = [read(path) for path in args.table]
+        print(markdown(tables))
+        if args.output:
+            write_atomically(args.output, plot(tables))
+            print(f"written: {args.output}")
+    except (UserError, OSError) as error:
+        print(error, file=sys.stderr)
+        return status_of(error)
+    return 0
+
+
+def read(path: Path) -> Table:
+    """The test whose table is `path`.  Raises UserError, DataError."""
+    config, stored = configuration.load(path.with_suffix(".resolved.yaml")), path.with_suffix(".npz")
+    cells, names = load_cells(stored), load_class_names(stored)
+    rows = table_rows(cells, config, names)
+    if not rows:
+        raise DataError(f"{stored}: no finished cell of the grid in {path.with_suffix('.resolved.yaml')}")
+    origin = load_origin(stored)
+    targets = {key: origin.get(key, default) for key, default in _TARGETS.items()}
+    return Table(str(path.with_suffix("")), config, cells, names, targets, rows)
+
+
+def differences(first: Table, other: Table) -> list[Row]:
+    """How many nats `other` is better than `first` in each cell that both have; none where the targets are others."""
+    rows: list[Row] = []
+    for c, m in first.config.test_cells:
+        a, b = (table.cells.get(cell_name(c, m)) for table in (first, other))
+        if a is None or b is None or first.targets != other.targets:
+            continue
+        classes = a["target_class"]
+        if not np.array_equal(classes, b["target_class"]):
+            continue
+        gain = estimate(b["bound"] - a["bound"], classes, alphabets_of(classes, first.class_names))
+        rows.append({
+            "max_batch_cls": c, "timesteps": m, "gain": gain.mean, "stderr": gain.stderr,
+            "stderr_new_classes": gain.stderr_new_classes, "targets": len(classes),
+        })  # fmt: skip
+    return rows
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """A table for each of the others beside the first, or why there is none."""
+    first = tables[0]
+    lines = [f"Compared with {first.name}: {metric(first.rows)}. {described(first.config)}."]
+    for other in tables[1:]:
+        lines += ["", f"{other.name}: {metric(other.rows)}.", ""]
+        if rows := differences(first, other):
+            lines[-2] += " Nats better, on the same targets and memories:"
+            lines += ["| C | M | better by | ± s.e. | ± new classes | targets |", "|---|---|---|---|---|---|"]
+            lines += [
+                f"| {row['max_batch_cls']} | {row['timesteps']} | {row['gain']:z.2f} | {row['stderr']:.2f} | "
+                f"{row['stderr_new_classes']:.2f} | {row['targets']} |"
+                for row in rows
+            ]
+        else:
+            unlike = [key for key, value in other.targets.items() if value != first.targets[key]] or ["cells"]
+            lines[-2] += f" Other {', '.join(unlike)}, so no paired differences."
+    return "\n".join(lines) + "\n"
+
+
+def plot(tables: Sequence[Table]) -> bytes:
+    """All tables, and beside them the paired differences to the first, against memory size -> a PNG file."""
+    from matplotlib.figure import Figure
+
+    gains = [differences(tables[0], other) for other in tables[1:]]
+    figure = Figure((12 if any(gains) else 7, 4.5))
+    axes = figure.subplots(1, 2 if any(gains) else 1, squeeze=False)[0]
+    for number, table in enumerate(tables):
+        column = "NLL" if "NLL" in table.rows[0] else "ELBO"
+        _draw(axes[0], table.rows, column, number, f"{table.name}, {metric(table.rows)}")
+    memory_axis(axes[0], [row for table in tables for row in table.rows])
+    axes[0].set_ylabel("nats per image (lower is better)")
+    for number, rows in enumerate(gains, 1):
+        _draw(axes[-1], rows, "gain", number, tables[number].name)
+    if any(gains):
+        axes[1].axhline(0, color="0.4", linewidth=1)
+        memory_axis(axes[1], [row for rows in gains for row in rows])
+        axes[1].set_ylabel(f"nats better than {tables[0].name}, paired")
+    settings = dict.fromkeys(described(table.config) for table in tables)
+    figure.suptitle("\n".join([*settings, "bars: two standard errors each way"]), fontsize=8)
+    return png(figure)
+
+
+def _draw(axis: Any, rows: Sequence[Row], column: str, number: int, name: str) -> None:
+    """A line for each C in the colour of the table `number`."""
+    for which, classes in enumerate(dict.fromkeys(row["max_batch_cls"] for row in rows)):
+        style, label = _STYLES[which % len(_STYLES)], f"{name}, C = {classes}"
+        draw_rows(axis, rows, classes, column, 0.03 * number, color=f"C{number}", linestyle=style, label=label)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
