@@ -38,9 +38,11 @@ def run(session: Session, restart: bool = False) -> None:
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(_lock(path)))
         state = on_main(lambda: None if restart else _state_to_resume(path, config))
+        begins = state is None and config.train_spec.init_from is not None
+        weights = on_main(lambda: initial_weights(config)) if begins else None
         trainer = build_trainer(session)
-        if state is None and config.train_spec.init_from is not None:
-            trainer.load_weights(on_main(lambda: initial_weights(config)))
+        if weights is not None:
+            trainer.load_weights(weights)
         on_main(lambda: _prepare_files(config, restart))
         session.restarted = True
         if state is not None:
@@ -167,9 +169,13 @@ def _prepare_files(config: Config, restart: bool) -> None:
 def initial_weights(config: Config) -> dict[str, Tensor]:
     """The weights of `train_spec.init_from`.  Raises UserError, DataError."""
     path = Path(config.train_spec.init_from or "")
+    way_out = "begin with other weights, or with train_spec.init_from=null"
     if not path.exists():
-        raise DataError(f"train_spec.init_from: {path}: there is no such checkpoint")
-    state = load_matching(path, config, configuration.NETWORK_KEYS)
+        raise DataError(f"train_spec.init_from: {path}: there is no such checkpoint; train it first, or {way_out}")
+    try:
+        state = load_matching(path, config, configuration.NETWORK_KEYS)
+    except UserError as error:
+        raise type(error)(f"train_spec.init_from: {error}\n{way_out}") from None
     then, now = config_of(path, state).train_data, config.train_data
     if (then.kind, then.split, now.split) == (now.kind, "45-5", "official"):
         raise UserError(f"train_spec.init_from: {path}: trained on classes that the official split tests on")
@@ -183,7 +189,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """The state of a run.  Raises DataError."""
     state = checkpoints.load(path)
     if "optimizer" not in state:
-        raise DataError(f"{path}: weights, not the state of a run")
+        raise DataError(f"{path}: weights, not the state of a run; to begin with them, use train_spec.init_from")
     return state
 
 

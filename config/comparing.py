@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from config.config import Config
-from config.writing import one_line
+from config.strict_yaml import one_line
 
 # In all of these a key stands for everything below it.
 

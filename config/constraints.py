@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from config import schedulers
 from config.schema import DataConfig, MixtureConfig, ModelConfig, TestDataConfig, TestSpec, TrainDataConfig, TrainSpec
 from data.composition import EpisodeSpec
 from data.registry import DATA_SETS, Counts, kinds_that_read
@@ -141,6 +142,12 @@ def _warmup(train_spec: TrainSpec) -> Iterator[Problem]:
         yield "train_spec.warmup", f"{warmup} is more than train_spec.steps {steps}; use up to {steps}"
 
 
+def _scheduler(train_spec: TrainSpec) -> Iterator[Problem]:
+    if (spec := train_spec.scheduler) is not None:
+        for name, text in schedulers.problems(spec.kind, spec.arguments, train_spec.steps - train_spec.warmup):
+            yield f"train_spec.scheduler.{name}", text
+
+
 def _subset(train_data: TrainDataConfig, test_spec: TestSpec) -> Iterator[Problem]:
     if test_spec.subset == "held_out" and not train_data.held_out_classes:
         text = "held_out has no classes where train_data.held_out_classes is 0; use test or train"
@@ -169,5 +176,6 @@ def _files(train_spec: TrainSpec, test_spec: TestSpec) -> Iterator[Problem]:
 
 
 _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
-    _train_data, _val_data, _test_data, _test_grid, _without_dummies, _samples, _warmup, _subset, _metric, _files,
+    _train_data, _val_data, _test_data, _test_grid, _without_dummies, _samples, _warmup, _scheduler, _subset, _metric,
+    _files,
 )  # fmt: skip

@@ -13,10 +13,9 @@ from pydantic import ValidationError
 from config import strict_yaml
 from config.comparing import below
 from config.config import Config
-from config.constraints import Problem, contradictions
+from config.constraints import Problem, contradictions, episode_spec
 from config.schema import AUTOENCODERS, Autoencoder, SchedulerSpec, Section, is_text, section_of
-from config.strict_yaml import StrictYamlError, shown
-from config.writing import one_line
+from config.strict_yaml import StrictYamlError, quoted, shown
 from data.registry import DATA_SETS
 from runtime.errors import UserError
 from runtime.paths import expanded
@@ -69,11 +68,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         if base is None:
             return _resolve(layers, overrides)
         if not isinstance(base, str) or not base or not base.isprintable():
-            raise ConfigError(f"{path}: base: value {_shown(base)}: expected the name of a file, such as vma.yaml")
+            raise ConfigError(f"{path}: base: value {quoted(base)}: expected the name of a file, such as vma.yaml")
         try:
             asked, path = f"{path}: base: ", path.parent / expanded(base)
         except ValueError as error:
-            raise ConfigError(f"{path}: base: value {_shown(base)}: {error}") from None
+            raise ConfigError(f"{path}: base: value {quoted(base)}: {error}") from None
         if os.path.realpath(path) in files:
             raise ConfigError(f"{asked}{path} is based on this file in turn; one of them has to be complete")
 
@@ -113,21 +112,32 @@ def _resolve(layers: list[_Layer], overrides: Sequence[str]) -> Config:
     """The configuration of layers, of which later ones win."""
     layers = [*layers, *map(_override, overrides)]
     merged: Raw = {}
+    parted = ""  # the source that changed the memories of training but not those of validation, which had been equal
     for source, raw, replaces in layers:
         _modernise(raw, source)
+        train, val = _memories(merged)
         parent, _, last = replaces.rpartition(".")
         _section(merged, parent).pop(last, None)
         if "output" in raw:  # the paths of earlier layers are those of another run
             for parent, name in IN_OUTPUT:
                 _section(merged, parent).pop(name, None)
         _merge(merged, raw, () if replaces else _KEYS_OF_A_KIND)
+        if (after := _memories(merged))[1] != val:
+            parted = ""
+        elif train == val and after[0] != train:
+            parted = source
     problems = list(_correct_keys(merged, Config))
     problems += _place(merged)
     inherited = _inherit(merged)
     sections = {name: section for name in Config.model_fields if (section := _validated(name, merged, problems))}
     problems += contradictions(sections)
     if not problems:
-        return Config(**sections)
+        config = Config(**sections)
+        if parted and config.train_data.held_out_classes:
+            memories = episode_spec(config.train_data).in_words, episode_spec(config.val_data).in_words
+            _log.warning("%s: training now has memories of %s, but validation still of %s; val_data says so, and can "
+                         "be changed too", parted, *memories)  # fmt: skip
+        return config
     in_train_data = any(below(path, ("train_data",)) for path, _ in problems)
     lines = []
     for path, text in problems:
@@ -216,7 +226,7 @@ def _place(raw: Raw) -> Iterator[Problem]:
     """Files of the run whose paths are left out, or null, go to its folder `output`."""
     output = raw.pop("output", None)
     if output is not None and not is_text(output):
-        yield "output", f"value {_shown(output)}: expected the name of a folder, such as runs/mine"
+        yield "output", f"value {quoted(output)}: expected the name of a folder, such as runs/mine"
     for (parent, key), name in IN_OUTPUT.items():
         section = _section(raw, parent)
         if parent not in raw or section.get(key) is not None or (output is None and key == "log_file"):
@@ -239,6 +249,15 @@ def _inherit(raw: Raw) -> set[str]:
             composed = any(key in section for key in _ALTERNATIVES)
             section |= {key: train[key] for key in left_out if key in train and not (composed and key in _ALTERNATIVES)}
     return inherited
+
+
+def _memories(raw: Raw) -> tuple[Raw, Raw]:
+    """The composition of the memories of training and validation."""
+    raw = {name: dict(_section(raw, name)) for name in ("train_data", "val_data")}
+    _inherit(raw)
+    keys = ("timesteps", "exact", *_ALTERNATIVES)
+    train, val = ({key: raw[name].get(key) for key in keys} for name in ("train_data", "val_data"))
+    return train, val
 
 
 def _source_of(path: str, layers: Sequence[_Layer]) -> str:
@@ -267,12 +286,10 @@ def _text(type: str, msg: str, input: object, **_: object) -> str:
     if type == "model_type":
         return f"expected a section with keys, found {_kind_of(input)}"
     text = msg.removeprefix("Value error, ").replace("Input should be", "expected")
-    return f"value {_shown(input)}: {text.replace('a valid integer', 'a whole number')}"
+    for theirs, ours in (("a valid integer", "a whole number"), ("a valid boolean", "true or false")):
+        text = text.replace(theirs, ours)
+    return f"value {quoted(input)}: {text}"
 
 
 def _kind_of(value: object) -> str:
-    return "a list" if isinstance(value, list) else "a section" if isinstance(value, dict) else _shown(value)
-
-
-def _shown(value: object) -> str:
-    return shown(repr(value) if isinstance(value, str) else one_line(value))
+    return "a list" if isinstance(value, list) else "a section" if isinstance(value, dict) else quoted(value)

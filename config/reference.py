@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin
 from config.config import Config
 from config.reading import IN_OUTPUT, INHERITED
 from config.schema import AUTOENCODERS, Autoencoder, Section, section_of
-from config.writing import one_line
+from config.strict_yaml import one_line
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 BEGIN = "<!-- All below is written by `python -m config.reference`. -->\n"

@@ -3,13 +3,15 @@
 The meanings are printed in docs/configuration.md.  What must fit together is in `constraints`.
 """
 
+import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
+from config.schedulers import SCHEDULERS
 from config.strict_yaml import shown
 from data.registry import DATA_SETS
 from runtime.paths import expanded
@@ -36,13 +38,14 @@ def expected(what: str, fits: Callable[[Any], object]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def one_of(names: Iterable[str]) -> BeforeValidator:
+def one_of(names: Collection[str]) -> BeforeValidator:
     """One of the names, which may be written in any case."""
 
     def check(value: object) -> str:
         found = [name for name in names if isinstance(value, str) and name.lower() == value.lower()]
         if not found:
-            raise ValueError(f"expected one of {', '.join(names)}")
+            near = difflib.get_close_matches(str(value), names, n=1)
+            raise ValueError(f"expected one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else ""))
         return found[0]
 
     return BeforeValidator(check)
@@ -100,19 +103,27 @@ def _argument(value: object) -> object:
     finite = isinstance(value, int | float) and abs(value) < float("inf")
     if not (value is None or finite or is_text(value)):
         raise ValueError("expected a finite number, text, true or false, or a list of these")
-    return value
+    return _whole(value) if finite and abs(value) <= _LARGEST else value  # type: ignore[arg-type]
 
+
+def _list_of(number: int, what: str) -> tuple[BeforeValidator, BeforeValidator]:
+    return expected(what, lambda value: isinstance(value, tuple) and len(value) == number), BeforeValidator(_tuple)
+
+
+_not_empty = expected("at least one whole number, such as [1..5, 10]", bool)
 
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(le=_LARGEST, ge=-_LARGEST)]
 Positive: TypeAlias = Annotated[Whole, Field(ge=1)]
 Natural: TypeAlias = Annotated[Whole, Field(ge=0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Side: TypeAlias = Annotated[Whole, Field(ge=20, le=64), BeforeValidator(_side)]
-Widths: TypeAlias = Annotated[tuple[Positive, Positive], BeforeValidator(_tuple)]
-ThreeWidths: TypeAlias = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_tuple)]
+Widths: TypeAlias = Annotated[tuple[Positive, Positive], *_list_of(2, "two whole numbers, such as [48, 64]")]
+ThreeWidths: TypeAlias = Annotated[
+    tuple[Positive, Positive, Positive], *_list_of(3, "three whole numbers, such as [32, 32, 64]")
+]
 Argument: TypeAlias = Annotated[Any, BeforeValidator(_argument)]
-PositiveList: TypeAlias = Annotated[tuple[Positive, ...], BeforeValidator(_expand), Field(min_length=1)]
-NaturalList: TypeAlias = Annotated[tuple[Natural, ...], BeforeValidator(_expand), Field(min_length=1)]
+PositiveList: TypeAlias = Annotated[tuple[Positive, ...], _not_empty, BeforeValidator(_expand)]
+NaturalList: TypeAlias = Annotated[tuple[Natural, ...], _not_empty, BeforeValidator(_expand)]
 Gpus: TypeAlias = Annotated[
     tuple[int, ...] | Literal["auto"],
     expected("auto, [] for the CPU, or a list of GPU numbers such as [0, 1]", _are_gpus),
@@ -262,7 +273,11 @@ class MixtureConfig(Section):
     targets_per_memory: Positive = 1
 
 
-Mixture: TypeAlias = Annotated[tuple[MixtureConfig, ...], BeforeValidator(_tuple)]
+Mixture: TypeAlias = Annotated[
+    tuple[MixtureConfig, ...],
+    expected("a list, such as [{timesteps: 5, max_img_per_class: 5}]", lambda value: isinstance(value, tuple)),
+    BeforeValidator(_tuple),
+]
 
 
 class TrainDataConfig(DataConfig):
@@ -287,7 +302,9 @@ class SchedulerSpec(Section):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Argument]
 
-    kind: Text = key(..., "a class of torch.optim.lr_scheduler; the other keys are its arguments")
+    kind: Annotated[str, one_of(SCHEDULERS)] = key(
+        ..., "a class of torch.optim.lr_scheduler; the other keys are its arguments"
+    )
 
     @property
     def arguments(self) -> Mapping[str, Any]:

@@ -77,9 +77,23 @@ def parse(text: str) -> Value:
     return _value(root)
 
 
+def one_line(value: object) -> str:
+    """A value on one line, as it is written in the file."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(one_line, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {one_line(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def shown(text: str) -> str:
     """`text` fit for a one-line message, whatever it holds."""
     return printable(text if len(text) <= 60 else text[:57] + "...")
+
+
+def quoted(value: object) -> str:
+    """A value in a message; text in quotes."""
+    return shown(repr(value) if isinstance(value, str) else one_line(value))
 
 
 def _check_events(text: str) -> None:

@@ -29,12 +29,3 @@ _Dumper.add_representer(tuple, lambda dumper, values: dumper.represent_sequence(
 def dump(config: Config) -> str:
     """The complete resolved configuration as YAML; `parse` reads it back to an equal object."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30)
-
-
-def one_line(value: object) -> str:
-    """A value on one line, as it is written in the file."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(one_line, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {one_line(item)}" for key, item in value.items()) + "}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -325,11 +325,11 @@ def test_a_file_changes_the_one_it_is_based_on(tmp_path: Path) -> None:
 
 
 def test_arguments_of_another_kind_are_not_inherited(tmp_path: Path) -> None:
-    base = VMA.replace("scheduler: null  ", "scheduler: {kind: CosineAnnealingLR, T_max: 7, eta_min: 1}  ")
+    base = VMA.replace("scheduler: null  ", "scheduler: {kind: CosineAnnealingWarmRestarts, T_0: 7, eta_min: 1}  ")
     other = files(tmp_path, a="base: b.yaml\ntrain_spec: {scheduler: {kind: StepLR, step_size: 7}}\n", b=base)
     assert config.load(other) == vma("train_spec.scheduler={kind: StepLR, step_size: 7}")
-    same = files(tmp_path, c="base: b.yaml\ntrain_spec: {scheduler: {T_max: 9}}\n")
-    assert config.load(same) == vma("train_spec.scheduler={kind: CosineAnnealingLR, T_max: 9, eta_min: 1}")
+    same = files(tmp_path, c="base: b.yaml\ntrain_spec: {scheduler: {T_0: 9}}\n")
+    assert config.load(same) == vma("train_spec.scheduler={kind: CosineAnnealingWarmRestarts, T_0: 9, eta_min: 1}")
 
 
 def test_a_mistake_names_the_file_in_which_it_stands(tmp_path: Path) -> None:
@@ -555,6 +555,13 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("train_spec.log_file=''", "train_spec.log_file: value '': expected text that is not empty"),
         ("train_spec.scheduler={gamma: 1}", "train_spec.scheduler.kind: missing"),
         ("train_spec.scheduler={kind: StepLR, a: {b: 1}}", "train_spec.scheduler.a: value"),
+        ("train_spec.scheduler={kind: MultStepLR}", "expected one of ConstantLR, "),
+        ("train_spec.scheduler={kind: MultStepLR}", "; did you mean MultiStepLR?"),
+        ("train_spec.optimizer=AdanW", "; did you mean AdamW?"),
+        (
+            "train_spec.scheduler={kind: ReduceLROnPlateau}",
+            "kind: value 'ReduceLROnPlateau': expected one of",
+        ),
         ("train_spec.scheduler={kind: StepLR, 'a b': 1}", "train_spec.scheduler: value"),
         ("train_spec.scheduler=StepLR", "train_spec.scheduler: expected a section with keys, found 'StepLR'"),
         (
@@ -583,12 +590,18 @@ def test_any_text_is_read_or_refused(text: str) -> None:
             "train_data.mixture=[{timesteps: 20, max_img_per_class: 20}]",
             "train_data.mixture[0].max_img_per_class: 20 puts 20 images of a class into a memory",
         ),
-        ("train_data.exact=yes", "train_data.exact: value 'yes': expected a valid boolean"),
+        ("train_data.exact=yes", "train_data.exact: value 'yes': expected true or false"),
+        ("train_data.mixture=5", "train_data.mixture: value 5: expected a list, such as [{timesteps: 5, max_img_per_"),
+        ("model.autoencoder.channels=5", "channels: value 5: expected two whole numbers, such as [48, 64]"),
+        ("model.autoencoder.channels=[5]", "channels: value [5]: expected two whole numbers, such as [48, 64]"),
         ("train_data.root=null", "train_data.root: missing; kind omniglot needs the folder"),
         ("train_data.classes=100", "train_data.classes: 100 is for kind glyphs"),
         ("val_data.classes=100", "val_data.classes: 100 is for kind glyphs"),
         ("test_spec.metric=fid", "test_spec.metric: value 'fid': expected elbo"),
-        ("test_spec.test_params.timesteps=[]", "test_spec.test_params.timesteps: value []: "),
+        (
+            "test_spec.test_params.timesteps=[]",
+            "test_spec.test_params.timesteps: value []: expected at least one whole number, such as [1..5, 10]",
+        ),
         ("test_spec.test_params.timesteps=5", "test_spec.test_params.timesteps: value 5: expected a list"),
         ("test_spec.test_params.timesteps=[1..5, 3]", "expected every number once, 3 is there twice"),
         ("test_spec.test_params.timesteps=[5..1]", "expected a range 5..1 that rises"),
@@ -768,6 +781,52 @@ def test_a_contradictory_object_cannot_be_made() -> None:
         Config(**{**dict(c), "model": config.ModelConfig(importance_num=1)})
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (
+            "MultiStepLR, milestones: 60000",
+            "milestones: value 60000: expected a list of numbers of steps, such as [",
+        ),
+        ("MultiStepLR, milestones: []", "milestones: value []: expected a list"),
+        ("MultiStepLR", "milestones: missing; MultiStepLR needs a list of numbers of steps, such as [60000, 80000]"),
+        ("StepLR", "step_size: missing; StepLR needs a number of steps, such as 1000"),
+        ("StepLR, step_size: 3, gama: 0.1", "gama: StepLR has no such argument; it has step_size, gamma"),
+        ("StepLR, step_size: 3, optimizer: 1", "optimizer: StepLR has no such argument"),
+        ("StepLR, step_size: 3, last_epoch: 5", "last_epoch: StepLR has no such argument"),
+        ("StepLR, step_size: 0", "step_size: value 0: expected a number of steps, such as 1000"),
+        ("StepLR, step_size: three", "step_size: value 'three': expected a number of steps"),
+        ("StepLR, step_size: 1.5", "step_size: value 1.5: expected a number of steps"),
+        ("StepLR, step_size: 3, gamma: half", "gamma: value 'half': expected a number, such as 0.1"),
+        ("StepLR, step_size: 3, gamma: true", "gamma: value true: expected a number, such as 0.1"),
+        ("ExponentialLR, gamma: null", "gamma: value null: expected a number"),
+        (
+            "CosineAnnealingLR, T_max: 99999",
+            "T_max: 99999 is less than the 100000 steps of the schedule; use 100000",
+        ),
+        ("CosineAnnealingWarmRestarts, T_0: 0", "T_0: value 0: expected a number of steps"),
+        ("OneCycleLR, max_lr: 0.1", "total_steps: missing; OneCycleLR needs a number of steps"),
+        ("OneCycleLR, max_lr: 0.1, total_steps: 9", "total_steps: 9 is less than the 100000 steps"),
+        ("OneCycleLR, max_lr: 1, total_steps: 1e5, anneal_strategy: up", "value 'up': expected one of cos, linear"),
+        ("OneCycleLR, max_lr: 1, total_steps: 1e5, three_phase: 1", "three_phase: value 1: expected true or false"),
+        ("OneCycleLR, max_lr: 1, total_steps: 1e5, pct_start: 2", "value 2: expected a number from 0 to 1"),
+        ("CyclicLR, base_lr: 0.1", "max_lr: missing; CyclicLR needs a number"),
+        ("LinearLR, start_factor: 7", "start_factor: value 7: expected a number above 0 and up to 1, such as 0.3"),
+    ],
+)
+def test_arguments_of_a_scheduler_are_checked_with_the_configuration(scheduler: str, expected: str) -> None:
+    said = refused(f"train_spec.scheduler={{kind: {scheduler}}}")
+    assert said.startswith("--set: train_spec.scheduler.") and expected in said and len(said.splitlines()) == 1
+
+
+def test_a_scheduler_may_be_written_in_any_case_and_its_steps_as_a_power() -> None:
+    c = vma("train_spec.scheduler={kind: MultiStepLr, milestones: [6e4, 8.5e4]}")
+    assert c.train_spec.scheduler is not None
+    assert c.train_spec.scheduler.kind == "MultiStepLR"
+    assert c.train_spec.scheduler.arguments["milestones"] == (60_000, 85_000)
+    vma("train_spec.warmup=9e4", "train_spec.scheduler={kind: CosineAnnealingLR, T_max: 1e4}")
+
+
 # --- overrides --------------------------------------------------------------------------------------------------------
 
 
@@ -787,6 +846,35 @@ def test_overrides_set_and_create_keys() -> None:
 def test_alternative_keys_are_exchanged_by_two_overrides() -> None:
     c = vma("train_data.max_img_per_class=null", "train_data.max_batch_cls=2", "train_data.targets_per_memory=1")
     assert (c.train_data.max_img_per_class, c.train_data.max_batch_cls) == (None, 2)
+
+
+# --- memories of training and of validation ---------------------------------------------------------------------------
+
+TRAIN, VAL = "train_data: {timesteps: 8, targets_per_memory: 2}", "val_data: {timesteps: 8}"
+BOTH = "val_data: {batch_size: 256, timesteps: 32}"
+
+
+@pytest.mark.parametrize(
+    ("base", "file", "overrides", "warned"),
+    [
+        (BOTH, TRAIN, [], True),  # validation is left at 32
+        (BOTH, "", ["train_data.timesteps=8", "train_data.targets_per_memory=2"], True),
+        (BOTH, f"{TRAIN}\n{VAL}", [], False),  # both are changed
+        (BOTH, TRAIN, ["val_data.timesteps=8"], False),
+        (BOTH, f"{TRAIN}\nval_data: {{timesteps: 4}}", [], False),  # a file says both
+        ("val_data: {batch_size: 256, timesteps: 4}", TRAIN, [], False),  # they were never the same
+        ("val_data: {batch_size: 256}", TRAIN, [], False),  # validation follows
+        (f"{BOTH}\n#", f"{TRAIN[:-1]}, held_out_classes: 0}}", [], False),  # there is no validation
+    ],
+)
+def test_memories_that_part_by_inheritance_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, base: str, file: str, overrides: list[str], warned: bool
+) -> None:
+    (tmp_path / "base.yaml").write_text(re.sub(r"(?m)^val_data:.*\n  batch_size: 256.*$", base, VMA))
+    (tmp_path / "mine.yaml").write_text(f"base: base.yaml\n{file}\n")
+    config.load(tmp_path / "mine.yaml", overrides)
+    said = "training now has memories of 8 images, 4 of each of 2 classes, but validation still of 32 images, 4 of each"
+    assert [said in record.getMessage() for record in caplog.records] == [True] * warned
 
 
 # --- where the files of a run go --------------------------------------------------------------------------------------
@@ -937,14 +1025,18 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 naturals = st.integers(0, 10**15)
 positives = st.integers(1, 10**15)
 rates = st.floats(0, 1, exclude_min=True, exclude_max=True)
-scalars = st.one_of(st.none(), st.booleans(), st.integers(-(10**17), 10**17), finite, texts)
-arguments = st.recursive(scalars, lambda x: st.lists(x, max_size=3).map(tuple))
-names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,30}", fullmatch=True).filter(lambda key: key not in ("kind", "times"))
-schedulers = st.builds(
-    lambda kind, extra: config.SchedulerSpec.model_validate({**extra, "kind": kind}),
-    texts,
-    st.dictionaries(names, arguments),
-)
+schedulers = st.one_of(
+    st.fixed_dictionaries({"kind": st.just("StepLR"), "step_size": positives}, optional={"gamma": finite}),
+    st.fixed_dictionaries({"kind": st.just("MultiStepLR"), "milestones": st.lists(positives, min_size=1).map(tuple)}),
+    st.fixed_dictionaries(
+        {"kind": st.just("CyclicLR"), "base_lr": finite, "max_lr": finite},
+        optional={
+            "step_size_down": st.none() | positives,
+            "cycle_momentum": st.booleans(),
+            "mode": st.just("exp_range"),
+        },
+    ),
+).map(config.SchedulerSpec.model_validate)
 gpus: st.SearchStrategy[Any] = st.one_of(st.just("auto"), st.lists(st.integers(0, 99), unique=True).map(tuple))
 
 
@@ -1060,12 +1152,18 @@ def test_a_checkpoint_of_one_split_is_not_tested_on_the_other() -> None:
 def test_differences_say_then_and_now() -> None:
     a = vma()
     grid = "test_spec.test_params.timesteps"
-    b = vma("train_spec.lr=1e-3", "train_spec.scheduler.kind=StepLR", f"{grid}=[1]", "train_spec.steps=5")
+    b = vma(
+        "train_spec.lr=1e-3",
+        "train_spec.scheduler={kind: ExponentialLR, gamma: 1}",
+        f"{grid}=[1]",
+        "train_spec.steps=5",
+    )
     assert config.differences(a, a) == []
     assert config.differences(a, b, ignore=config.MAY_CHANGE_ON_RESUME) == [
         "train_spec.lr: 0.0001 in the checkpoint, 0.001 now",
         "train_spec.scheduler: null in the checkpoint, not set now",
-        "train_spec.scheduler.kind: not set in the checkpoint, StepLR now",
+        "train_spec.scheduler.kind: not set in the checkpoint, ExponentialLR now",
+        "train_spec.scheduler.gamma: not set in the checkpoint, 1 now",
     ]
     assert f"{grid}: [1, 2, 3, 4, 5, 10, 19] in the checkpoint, [1] now" in config.differences(a, b)
     assert config.differences(a, b, ignore=("train_spec.l",)) == config.differences(a, b), "a prefix ends at a dot"

@@ -102,7 +102,9 @@ def test_rows_are_not_added_to_the_log_of_another_run(tmp_path: Path, capsys: py
     ("change", "status", "said"),
     [
         ("model.latent_dim=5", 2, "model.latent_dim: 4 in the checkpoint, 5 now"),
-        ("train_spec.init_from=absent.pt", 3, "train_spec.init_from: absent.pt: there is no such checkpoint"),
+        ("model.latent_dim=5", 2, "vma.pt: its model is not the one of this configuration"),
+        ("train_spec.init_from=absent.pt", 3, "absent.pt: there is no such checkpoint; train it first, or"),
+        ("train_spec.init_from=config/small.yaml", 3, "config/small.yaml: damaged, or not a checkpoint"),
         ("train_spec.seed=1", 2, "trained on other classes, so that those held out now may be among them"),
         ("train_data.held_out_classes=2", 2, "train_data.held_out_classes: 3 in the checkpoint, 2 now"),
     ],
@@ -111,13 +113,19 @@ def test_weights_to_begin_with_that_do_not_fit_are_refused(
     whole: Callable[[str], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     change: str,
     status: int,
     said: str,
 ) -> None:
     given = f"train_spec.init_from={whole('plain') / 'vma.pt'}"
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parsers, "training_images", None)  # it is found before images are read
     assert main(tmp_path, "--train", given, change) == status
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("train_spec.init_from: ") and said in err
+    assert "seed" in change or "classes" in change or "train_spec.init_from=null" in err, "the way out"
     assert not (tmp_path / "vma.pt").exists()
 
 
