@@ -72,7 +72,7 @@ def markdown(rows: Sequence[Row], config: Config) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if known:
         lines += ["", *(CAVEATS[column] for column in known)]
-        lines += ["These numbers are ELBO@1000, bounds from above on NLL."] if exact else []
+        lines += ["The published numbers are ELBO@1000, bounds from above on NLL."] if exact else []
     return "\n".join(lines) + "\n"
 
 

@@ -64,7 +64,7 @@ def test_an_exact_table_says_so_and_what_the_published_numbers_are() -> None:
     assert text.startswith("NLL: minus the log-likelihood, an exact sum over addresses, nats per image")
     (found,) = table(text)
     assert (found["NLL"], found["published code"], found["paper"]) == ("61.25", "75.3", "76.5")
-    assert text.endswith("These numbers are ELBO@1000, bounds from above on NLL.\n")
+    assert text.endswith("The published numbers are ELBO@1000, bounds from above on NLL.\n")
     assert plots.result_plot([exact], config).startswith(b"\x89PNG")
 
 
@@ -99,6 +99,17 @@ def test_the_papers_numbers_stand_beside_its_likely_setting() -> None:
     text = tables.markdown([row(c, m) for c, m in PUBLISHED], likely)
     assert [line["paper"] for line in table(text)] == [str(paper) for _, paper in PUBLISHED.values()]
     assert "published code" not in text.lower() and "not settled" in text
+
+
+@pytest.mark.parametrize(("split", "filter_"), [("official", "nearest-exact"), ("45-5", "maxpool")])
+def test_the_context_table_beside_a_table_is_that_of_the_results(split: str, filter_: str) -> None:
+    parts = ("train_data", "val_data", "test_data")
+    config = published(*(f"{part}.{of}" for part in parts for of in (f"split={split}", f"resample={filter_}")))
+    (folder,) = (ROOT / "results").glob("context_table" if split == "official" else f"context_table_{split}")
+    with (folder / "results.csv").open(newline="") as file:
+        computed = {(int(r["max_batch_cls"]), int(r["timesteps"])): float(r["NLL"]) for r in csv.DictReader(file)}
+    shown = table(tables.markdown([row(c, m) for c, m in computed], config))
+    assert [line["context table"] for line in shown] == [f"{nll:.1f}" for nll in computed.values()]
 
 
 def test_published_numbers_do_not_stand_beside_glyphs(tmp_path: Path) -> None:
