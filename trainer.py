@@ -116,7 +116,7 @@ class Trainer:
         self.loss = processes.parallel(Loss(model), self.device)
         self.averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema_decay else None
         self.progress = Progress()
-        self.means = Means()  # of the steps since the last row of the log
+        self.means = Means(processes.world)  # of the steps since the last row of the log
         self._saved_step = 0  # the step of the last state that was saved
 
     @property
@@ -200,7 +200,7 @@ class Trainer:
         return self.progress.step % every == 0 or self.progress.step >= self.settings.steps
 
     def step(self) -> dict[str, Tensor]:
-        """One update of the weights; metrics [B] and, as [1], loss and gradient norm.  Raises NonFiniteError."""
+        """One update of the weights; metrics [B] and, as scalars, loss and gradient norm.  Raises NonFiniteError."""
         loss, norm, metrics = self.gradient()
         self._check_finite(loss, norm, metrics)
         self.optimizer.step()

@@ -19,9 +19,11 @@ _SAMPLES = 16
 
 def run(session: Session, folder: Path, score: Path | None, output: Path) -> None:
     """Write one picture into the folder `output`, and print what was scored.  Raises UserError, DataError, OSError."""
-    memory, target = _read(folder, score)
     device, spec = session.device_for(training=False), session.config.test_spec
     model = session.load_model(device)
+    if not session.processes.main:
+        return
+    memory, target = _read(folder, score)
     m = _as_the_model_sees(session, memory).to(device)[None]  # [1, M, H, W]
     samples, picked = model.sample(m, StepNoise(device, "memory", spec.seed), _SAMPLES)
     sheet = pictures.MemorySheet(

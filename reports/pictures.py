@@ -84,7 +84,7 @@ def _sheet(model: MemoryModel, episodes: Episodes, noise: StepNoise, training: T
         columns["training image nearest to each sample"] = nearest(samples, training).transpose(0, 1)
     columns = {title: block for title, block in columns.items() if block.shape[1]}
     widths = [block.shape[1] for block in columns.values()]
-    figure = Figure((0.45 * sum(widths) + 1, 0.45 * len(memory) + 0.8))
+    figure = Figure((0.45 * sum(widths) + 1, 0.45 * len(memory) + 1.1))
     (axes,) = figure.subplots(1, len(columns), width_ratios=widths, squeeze=False)
     for axis, (title, block) in zip(axes, columns.items(), strict=True):
         _draw(axis, _tile(block), title, 8)

@@ -8,22 +8,28 @@ from torch import Tensor
 from runtime.processes import Processes
 
 Metrics = dict[str, float]
-Sums = dict[str, tuple[float, int]]  # (sum, count) by name
+Sums = dict[str, tuple[float, float]]  # (sum, count) by name
 
-_NOTHING = (0.0, 0)
+_NOTHING = (0.0, 0.0)
 
 
 class Means:
-    """Sums on the device, divided once and read only when asked for."""
+    """Sums on the device, divided once and read only when asked for.
 
-    def __init__(self) -> None:
+    A scalar is what each of `world` processes says of the same step, so it counts as one of them: the steps of a run
+    count alike, with however many processes they were made.
+    """
+
+    def __init__(self, world: int = 1) -> None:
+        self._scalar = 1 / world
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, float] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().sum()
-            self._counts[name] = self._counts.get(name, 0) + value.numel()
+            each, count = (1, value.numel()) if value.dim() else (self._scalar, self._scalar)
+            self._sums[name] = self._sums.get(name, 0.0) + each * value.detach().sum()
+            self._counts[name] = self._counts.get(name, 0.0) + count
 
     def state(self, processes: Processes) -> list[Sums]:
         """The sums of every process, for `restore`.  Waits for the device."""

@@ -246,6 +246,19 @@ def test_rows_come_when_due_and_at_the_end(tmp_path: Path, log_every: int, steps
     assert [row["step"] for row in rows(tmp_path, "train")] == steps
 
 
+def test_steps_count_alike_whatever_the_number_of_processes() -> None:
+    """Two processes say of a step that its loss is 1 and 3; then one goes on, and says 5: (2 + 5) / 2."""
+    shards = []
+    for loss in (1.0, 3.0):
+        means = Means(world=2)
+        means.add({"loss": torch.tensor(loss), "bound": torch.tensor([1.0, 2.0])})
+        shards += means.state(Processes())
+    alone = Means()
+    alone.restore(shards, Processes())
+    alone.add({"loss": torch.tensor(5.0), "bound": torch.tensor([0.0, 0.0, 6.0, 6.0])})
+    assert alone.pop(Processes()) == {"loss": 3.5, "bound": 2.25}
+
+
 @pytest.mark.parametrize("val_every", [3, 4, 100])
 def test_a_row_is_the_mean_of_all_targets_since_the_row_before(tmp_path: Path, val_every: int) -> None:
     batches = ToyBatches("train", 8, 3, 5)
