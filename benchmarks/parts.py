@@ -143,6 +143,7 @@ def naive_rates(benchmark: Benchmark) -> Rates:
 
 MIB = 2**20
 _SECONDS = 2.0  # a measurement, at most
+_SELF = Path("/proc/self")
 
 
 class Point(NamedTuple):
@@ -218,8 +219,10 @@ def at(point: Point, benchmark: Benchmark, threads: int) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) / MIB
     else:
+        if not _SELF.exists():
+            raise BenchmarkError("the RAM of a process is read from /proc, which only Linux has")
         ctypes.CDLL(None).malloc_trim(0)  # what reading the data took has been freed, but not yet given back
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        (_SELF / "clear_refs").write_text("5")  # VmHWM starts anew
         before = _resident("VmRSS")
     speed = rate(work, work.targets, min(benchmark.seconds, _SECONDS))
     peak = torch.cuda.max_memory_allocated(device) / MIB if device.type == "cuda" else _resident("VmHWM")
@@ -227,7 +230,7 @@ def at(point: Point, benchmark: Benchmark, threads: int) -> dict[str, float]:
 
 
 def _resident(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = (_SELF / "status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 

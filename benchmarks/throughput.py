@@ -101,7 +101,7 @@ def described(benchmark: work.Benchmark) -> dict[str, Any]:
     }
     hardware: dict[str, Any] = {
         "cpu": next(iter(re.findall(r"^model name\s*: (.+)$", info, re.MULTILINE)), platform.machine()),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),  # macOS
         "threads": torch.get_num_threads(),
     }
     software = {"python": platform.python_version(), "torch": torch.__version__}

@@ -40,7 +40,7 @@ def run(session: Session, restart: bool = False) -> None:
         state = on_main(lambda: None if restart else _state_to_resume(path, config))
         begins = state is None and config.train_spec.init_from is not None
         weights = on_main(lambda: initial_weights(config)) if begins else None
-        trainer = build_trainer(session)
+        trainer = build_trainer(session, announce=True)
         if weights is not None:
             trainer.load_weights(weights)
         on_main(lambda: _prepare_files(config, restart))
@@ -70,8 +70,11 @@ def _fit(trainer: Trainer, session: Session) -> None:
         logger.close()
 
 
-def build_trainer(session: Session) -> Trainer:
-    """A trainer at its first step.  Raises UserError, DataError."""
+def build_trainer(session: Session, announce: bool = False) -> Trainer:
+    """A trainer at its first step; with `announce` the course and the files of its training are printed.
+
+    Raises UserError, DataError.
+    """
     config, spec, device = session.config, session.config.train_spec, session.device_for(training=True)
     torch.backends.cudnn.allow_tf32 = True  # an earlier test of this process may have turned it off
     Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood; the first step has it
@@ -82,7 +85,8 @@ def build_trainer(session: Session) -> Trainer:
     validation = parsers.validation_loader(config, images)
     model = parsers.build_model(config, device)
     optimizer = parsers.build_optimizer(spec, model)
-    session.say(summary.of_training(config, model, images, device, session.processes, _board(session)))
+    if announce:
+        session.say(summary.of_training(config, model, images, device, session.processes, _board(session)))
     return Trainer(
         model,
         optimizer,

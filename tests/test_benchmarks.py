@@ -279,10 +279,24 @@ def test_a_batch_that_does_not_fit_the_plan_is_refused_at_once() -> None:
         parts.plan(benchmark)
 
 
+def test_no_files_are_announced_where_none_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work.training(small(tmp_path).config, CPU)()
+    assert not capsys.readouterr().out and not [path for path in tmp_path.rglob("*") if path.suffix != ".yaml"]
+
+
 @pytest.mark.parametrize("point", [Point(("train_data.targets_per_memory=1",)), Point((), memory=3, k=50)])
 def test_a_point_has_a_rate_and_a_peak(tmp_path: Path, point: Point) -> None:
     found = parts.at(point, small(tmp_path), threads=1)
     assert found["targets_per_s"] > 0 and found["peak"] >= found["before"] > 0
+
+
+def test_where_ram_cannot_be_measured_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS; the parts that need none are measured."""
+    monkeypatch.setattr(parts, "_SELF", tmp_path / "absent")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    with pytest.raises(BenchmarkError, match="RAM of a process is read from /proc"):
+        parts.at(Point((), memory=3, k=5), small(tmp_path), threads=1)
+    assert throughput.described(small(tmp_path))["hardware"]["cores"] == os.cpu_count()
 
 
 def test_every_point_has_a_process_of_its_own(tmp_path: Path) -> None:
