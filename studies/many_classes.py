@@ -114,7 +114,7 @@ def summarised(name: str, config: Config, classes: int, each: int, values: PerTa
 
 
 _LINE = (
-    "{model} | {classes} | {each} | {metric} | {nats:.2f} ± {stderr:.2f} | {kl_a:.2f} | {log_m:.2f} | "
+    "{model} | {classes} | {each} | {metric} | {nats:.2f} ± {stderr:.2f} | {kl_a:z.2f} | {log_m:.2f} | "
     "{address_accuracy:.3f}"
 )
 
