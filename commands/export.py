@@ -8,7 +8,9 @@ from runtime import checkpoints
 
 
 def run(session: Session, path: Path) -> None:
-    """Write the weights, with their configuration, to `path`.  Raises UserError, DataError, OSError.
+    """Write the weights, with their configuration, to `path`; the digest of their values is the one tables name.
+
+    Raises UserError, DataError, OSError.
 
     To be read again, the name must end in .safetensors.
     """
@@ -17,3 +19,4 @@ def run(session: Session, path: Path) -> None:
         checkpoints.export(path, state["model"], state["config"])
         content = path.read_bytes()
         print(f"written: {path}, {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+        print(f"SHA-256 of the values of the weights: {checkpoints.digest(state['model'])}")

@@ -39,21 +39,22 @@ def check(session: Session) -> None:
 
 def run(session: Session) -> None:
     """Evaluate the cells that are not finished yet, and write the table after each of them."""
-    config, device = session.config, session.device_for(training=False)
+    config, device = _naming_the_weights(session), session.device_for(training=False)
     on_main, output = session.processes.broadcast_from_main, Path(config.test_spec.output_file)
     model, images = session.load_model(device), parsers.test_images(config, device)
+    digest = checkpoints.digest(model.state_dict())
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(_lock(output)))
-        store = CellStore(output, _origin(config, model, images), images.names)
-        cells = on_main(lambda: _unfinished_cells(store, config))
+        store = CellStore(output, _origin(config, digest, images), images.names)
+        cells = on_main(lambda: _unfinished_cells(store, config, digest))
         session.say(summary.of_test(config, model, images, device, session.processes, session.checkpoint_path))
         with _progress(session, store, images) as bar:
             for c, m in cells:
                 values = _evaluate(session, store, model, images, c, m, bar)
                 on_main(partial(store.save, configuration.cell_name(c, m), values))
-                on_main(lambda: _write_table(store, config))
+                on_main(lambda: _write_table(store, config, digest))
     if session.processes.main:
-        print(tables.markdown(store.rows(config), config))
+        print(tables.markdown(store.rows(config), config, digest))
         print(f"written: {output}, and beside it the table as .md, the plot as .png, every bound as .npz")
 
 
@@ -62,11 +63,17 @@ def _lock(output: Path) -> contextlib.AbstractContextManager[None]:
     return exclusive_lock(output, "test", beside)
 
 
-def _origin(config: Config, model: MemoryModel, images: ClassImages) -> str:
+def _naming_the_weights(session: Session) -> Config:
+    """The configuration with the weights that are tested, which `--checkpoint` may have named."""
+    spec = session.config.test_spec.model_copy(update={"checkpoint_path": str(session.checkpoint_path)})
+    return session.config.model_copy(update={"test_spec": spec})
+
+
+def _origin(config: Config, digest: str, images: ClassImages) -> str:
     """What a stored cell was computed from: it is reused only where this is the same."""
     spec = config.test_spec
     origin = {
-        "weights": checkpoints.digest(model.state_dict()),
+        "weights": digest,
         "images": images.digest(),
         "likelihood": config.model.likelihood,
         "targets": spec.targets or "all",
@@ -77,7 +84,7 @@ def _origin(config: Config, model: MemoryModel, images: ClassImages) -> str:
     return json.dumps(origin, sort_keys=True)
 
 
-def _unfinished_cells(store: CellStore, config: Config) -> list[tuple[int, int]]:
+def _unfinished_cells(store: CellStore, config: Config, digest: str) -> list[tuple[int, int]]:
     """Reuse finished cells; return the remaining ones.  Raises OSError.
 
     A table of other weights or another test is renamed, so that it is not overwritten.
@@ -85,8 +92,11 @@ def _unfinished_cells(store: CellStore, config: Config) -> list[tuple[int, int]]
     output = Path(config.test_spec.output_file)
     if store.is_empty and (store.path.exists() or output.exists()):
         _rename(output)
-    write_atomically(output.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
-    _write_table(store, config)
+    write_atomically(
+        output.with_suffix(".resolved.yaml"),
+        (f"# The SHA-256 of the weights' values is {digest}.\n{configuration.dump(config)}".encode()),
+    )
+    _write_table(store, config, digest)
     return [(c, m) for c, m in config.test_cells if store.get(configuration.cell_name(c, m)) is None]
 
 
@@ -141,6 +151,6 @@ def _evaluate(
     )
 
 
-def _write_table(store: CellStore, config: Config) -> None:
+def _write_table(store: CellStore, config: Config, digest: str) -> None:
     if rows := store.rows(config):
-        tables.write_table(Path(config.test_spec.output_file), rows, config)
+        tables.write_table(Path(config.test_spec.output_file), rows, config, digest)

@@ -86,6 +86,12 @@ def load_origin(path: Path) -> dict[str, str | int]:
     return {name: value for name, value in json.loads(origin).items() if name != "weights"}
 
 
+def load_weights_digest(path: Path) -> str:
+    """The digest of the weights that the cells in the file `path` were computed with, as `checkpoints.digest`."""
+    origin, _ = next(iter(_whole_cells(_arrays(path)).values()))
+    return str(json.loads(origin)["weights"])
+
+
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     """All that is in the file; nothing where it cannot be read."""
     try:

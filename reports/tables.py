@@ -15,7 +15,7 @@ from pathlib import Path
 
 import config as configuration
 from config import Config
-from reports.cells import Row, described, load_cells, load_class_names, metric, table_rows
+from reports.cells import Row, described, load_cells, load_class_names, load_weights_digest, metric, table_rows
 from reports.plots import result_plot
 from reports.published import CAVEATS, SIZES, published
 from runtime.errors import DataError, UserError, status_of
@@ -36,10 +36,10 @@ _COUNTED = (
 )
 
 
-def write_table(output_file: Path, rows: Sequence[Row], config: Config) -> None:
+def write_table(output_file: Path, rows: Sequence[Row], config: Config, digest: str = "") -> None:
     """Write the rows as csv, and beside it the Markdown table and the plot.  Raises OSError."""
     write_atomically(output_file, comma_separated(rows, list(rows[0])))
-    write_atomically(output_file.with_suffix(".md"), markdown(rows, config).encode())
+    write_atomically(output_file.with_suffix(".md"), markdown(rows, config, digest).encode())
     write_atomically(output_file.with_suffix(".png"), result_plot(rows, config))
 
 
@@ -52,8 +52,8 @@ def comma_separated(rows: Sequence[Mapping[str, str | int | float]], columns: Se
     return text.getvalue().encode()
 
 
-def markdown(rows: Sequence[Row], config: Config) -> str:
-    """The table for people, with the published numbers where the cell exists there."""
+def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
+    """The table for people, with the published numbers where the cell exists there, and the weights by their digest."""
     known = published(config)
     exact = "NLL" in rows[0]
     header = ["C", "M", metric(rows), *(title for _, title, _ in _METRICS), "targets", *known]
@@ -73,6 +73,7 @@ def markdown(rows: Sequence[Row], config: Config) -> str:
     if known:
         lines += ["", *(CAVEATS[column] for column in known)]
         lines += ["The published numbers are ELBO@1000, bounds from above on NLL."] if exact else []
+    lines += ["", f"Weights: `{config.test_checkpoint}`, SHA-256 of their values `{digest}`."] if digest else []
     return "\n".join(lines) + "\n"
 
 
@@ -107,8 +108,8 @@ def write_again(npz: Path) -> None:
     config = configuration.load(npz.with_suffix(".resolved.yaml"))
     if not (rows := table_rows(load_cells(npz), config, load_class_names(npz))):
         raise DataError(f"{npz}: no finished cell of the grid that {npz.with_suffix('.resolved.yaml')} has")
-    write_table(npz.with_suffix(".csv"), rows, config)
-    print(markdown(rows, config))
+    write_table(npz.with_suffix(".csv"), rows, config, digest := load_weights_digest(npz))
+    print(markdown(rows, config, digest))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from studies import program
 Cells = Mapping[str, PerTarget]  # by name
 
 _MACHINE = ("train_data.root", "val_data.root", "test_data.root", "train_spec.gpus", "test_spec.gpus")
-_FILES = ("train_spec.checkpoint_path", "train_spec.log_file", "test_spec.output_file")
+_FILES = ("train_spec.checkpoint_path", "train_spec.log_file", "test_spec.checkpoint_path", "test_spec.output_file")
 _WHERE = (*_MACHINE, *_FILES)  # may differ
 
 

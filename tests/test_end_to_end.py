@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CPU
+from helpers import CPU, ROOT
 from helpers.config import small_config, small_yaml
 from helpers.logs import curves, same_end
 from helpers.program import main, process_restored
@@ -112,6 +113,27 @@ def test_the_table_agrees_with_the_bounds_of_the_targets(finished: Path) -> None
                 assert float(row[part]) == pytest.approx(values[part].mean(), abs=6e-5)
             assert (row["targets"], row["importance_num"]) == ("12", "60")
             assert np.isfinite(bound).all() and (bound < 0).all()
+
+
+def test_a_table_names_its_weights(run: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Path and digest, in the Markdown and in the configuration beside the csv; another copy has the same digest."""
+    own = checkpoints.digest(checkpoints.load(finished / "vma.pt")["model"])
+    copy = run / "copy.safetensors"
+    assert main(run, "--export", str(copy)) == 0
+    assert f"SHA-256 of the values of the weights: {own}\n" in capsys.readouterr().out
+    assert main(run, "--test", "--checkpoint", str(copy)) == 0
+    for folder, weights in ((finished, finished / "vma.pt"), (run, copy)):
+        assert f"Weights: `{weights}`, SHA-256 of their values `{own}`." in (folder / "table.md").read_text()
+        resolved = folder / "table.resolved.yaml"
+        assert own in resolved.read_text().splitlines()[0]
+        assert configuration.load(resolved).test_checkpoint == str(weights)
+
+
+def test_every_column_of_the_log_is_documented(finished: Path) -> None:
+    table = (ROOT / "docs" / "runs.md").read_text().split("| log column |")[1].split("\n\n")[0]
+    columns = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    log = (finished / "log.jsonl").read_text().splitlines()
+    assert {name for row in log for name in json.loads(row)} == columns
 
 
 def test_the_markdown_says_how_to_read_it(finished: Path) -> None:
