@@ -5,6 +5,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -87,9 +88,10 @@ def load_origin(path: Path) -> dict[str, str | int]:
 
 
 def load_weights_digest(path: Path) -> str:
-    """The digest of the weights that the cells in the file `path` were computed with, as `checkpoints.digest`."""
+    """The digest of the weights that the cells in the file `path` were computed with; "" where these have none."""
     origin, _ = next(iter(_whole_cells(_arrays(path)).values()))
-    return str(json.loads(origin)["weights"])
+    weights = str(json.loads(origin)["weights"])
+    return weights if re.fullmatch("[0-9a-f]{64}", weights) else ""  # a table of counts is no checkpoint
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
