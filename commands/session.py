@@ -86,6 +86,7 @@ class Session:
             missing = DataError if self.checkpoint else UserError
             raise missing(f"{path}: there is no such checkpoint; train first (--train) or name one with --checkpoint")
         state = load_matching(path, self.config, configuration.MODEL_KEYS)
+        refuse_test_classes(path, state, self.config)
         if subset != "test" and (choice := different_classes(state, self.config)):
             raise UserError("\n  ".join([f"{path}: test_spec.subset: {subset} would be other classes:", *choice]))
         return state
@@ -134,6 +135,28 @@ def different_classes(state: dict[str, Any], config: Config) -> list[str]:
     """The keys by which a checkpoint was trained on other classes than `config` trains on."""
     trained = configuration.parse(state["config"], "checkpoint")
     return configuration.differences(trained, config, only=configuration.HELD_OUT_KEYS)
+
+
+def refuse_test_classes(path: Path, state: dict[str, Any], config: Config) -> None:
+    """Raises UserError where one of the trainings behind the weights in `path` saw classes that `config` tests on.
+
+    Those before the last are found by their `init_from`, as far as the files are there and whole.
+    """
+    followed: list[Path] = []
+    trained = config_of(path, state)
+    while True:
+        then, now = trained.train_data, config.test_data
+        if (then.kind, then.split, now.split) == (now.kind, "45-5", "official"):
+            by = f", by way of {followed[-1]}," if followed else ""
+            raise UserError(f"{path}: trained{by} on classes that the official split tests on")
+        before = Path(trained.train_spec.init_from or "")
+        if not before.is_file() or before in followed:
+            return
+        followed.append(before)
+        try:
+            trained = config_of(before, checkpoints.load(before))
+        except DataError:
+            return
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """A run that was stopped and resumed is the run that was not: same losses, digit for digit, and same weights."""
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import parsers
 from data.episodes import EpisodeLoader, Episodes
 from runtime import checkpoints
 from runtime.errors import UserError
+from runtime.signals import StopRequest
 
 PLAIN: tuple[str, ...] = ()
 EVERYTHING = (
@@ -147,6 +149,31 @@ def test_weights_that_have_seen_the_classes_of_the_test_are_refused(tmp_path: Pa
         begun("vma_45-5.yaml", "vma_tuned.yaml", "train_data.held_out_classes=0")
     with pytest.raises(UserError, match=r"train_data\.split: official in the checkpoint, 45-5 now"):
         begun("vma_tuned.yaml", "vma_45-5.yaml", "train_data.held_out_classes=48")
+
+
+def test_weights_are_refused_for_what_weights_before_them_have_seen(tmp_path: Path) -> None:
+    """Trained on the 45-5 split, then on drawings of one's own, then used for the official split."""
+    first, second = tmp_path / "first.pt", tmp_path / "second.pt"
+
+    def configured(*overrides: str) -> configuration.Config:
+        small = ("model.channels=[4, 4]", "model.hidden=[8, 8]", "train_data.held_out_classes=0")
+        return configuration.load(ROOT / "configs" / "vma_tuned.yaml", [*small, *overrides])
+
+    for path, config in (
+        (first, configured("train_data.split=45-5")),
+        (second, configured("train_data.kind=folder", f"train_spec.init_from={first}")),
+    ):
+        model = parsers.build_model(config, torch.device("cpu")).state_dict()
+        checkpoints.save(path, {"config": configuration.dump(config), "model": model})
+    session = commands.Session(configured(), StopRequest(), "cpu", checkpoint=second)
+    going_on = configured(f"train_spec.init_from={second}")
+    said = f"{second}: trained, by way of {first}, on classes that the official split tests on"
+    with pytest.raises(UserError, match=re.escape(said)):
+        session.load_checkpoint()
+    with pytest.raises(UserError, match=re.escape(f"train_spec.init_from: {said}")):
+        commands.train.initial_weights(going_on)
+    first.write_bytes(b"damaged")  # then nobody can tell
+    assert session.load_checkpoint()["model"].keys() == commands.train.initial_weights(going_on).keys()
 
 
 def test_the_state_of_a_run_is_tested_by_its_moving_average(tmp_path: Path) -> None:
