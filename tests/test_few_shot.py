@@ -7,6 +7,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from models.context_table import ContextTable
 from models.vma.model import VMA
 from reports.cells import load_cells
 from runtime.randomness import StepNoise
-from studies import classification, contamination, context_table, many_classes
+from studies import classification, contamination, context_table, drawings, many_classes
 
 CPU = torch.device("cpu")
 
@@ -266,3 +267,48 @@ def test_targets_most_alike_are_compared_with_the_rest(tmp_path: Path, monkeypat
     assert row["nearest"] == pytest.approx(nats[[7, 23]].mean())
     assert row["rest_with_their_ink"] == pytest.approx(nats[[7, 23]].mean() + 5)
     assert row["rest"] == pytest.approx(10 * np.delete(ink, [7, 23]).mean())
+
+
+# --- drawings ---------------------------------------------------------------------------------------------------------
+
+
+def test_drawings_are_samples_and_the_posterior_of_an_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    drawn: dict[str, Any] = {}
+    real_samples, real_posterior = drawings.draw_samples, drawings.draw_posterior
+
+    def draw_samples(shown: Tensor, blocks: dict[str, Tensor]) -> bytes:
+        drawn["samples"] = shown, blocks
+        return real_samples(shown, blocks)
+
+    def draw_posterior(*parts: Tensor) -> bytes:
+        drawn["posterior"] = parts
+        return real_posterior(*parts)
+
+    monkeypatch.setattr(drawings, "draw_samples", draw_samples)
+    monkeypatch.setattr(drawings, "draw_posterior", draw_posterior)
+    given = ["--model", str(tmp_path / "config" / "small.yaml"), str(tmp_path / "vma.pt")]
+    assert drawings.main([*given, "--samples", "40", "--output", str(tmp_path / "d"), "--device", "cpu"]) == 0
+    shown, blocks = drawn["samples"]
+    (samples,) = blocks.values()
+    assert list(blocks) == ["small: pixel means"] and samples.shape[:2] == (len(shown), 16) == (6, 16)
+    x, memory, p_a, right = drawn["posterior"]
+    assert (right.sum(1) == 1).all()  # one image of every class
+    torch.testing.assert_close(p_a.sum(1), torch.ones(len(x)))
+    model = parsers.build_model(small_config(tmp_path), CPU).eval()
+    model.load_state_dict(torch.load(tmp_path / "vma.pt")["model"])
+    noise = StepNoise(CPU, "drawings", 0)
+    with torch.no_grad():
+        assert torch.equal(samples, model.sample(shown.unsqueeze(1), noise, 16)[0].transpose(0, 1))
+        again = model.explain(x[None], memory[None], noise, 40).p_a
+    assert again is not None and torch.equal(p_a, again[0])
+    for name in ("drawings", "posterior"):
+        assert (tmp_path / "d" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tiles_stand_in_rows() -> None:
+    images = pictures(3, side=4)
+    tiled = drawings.tiled(images, 2)
+    assert tiled.shape == (12, 12)
+    for number, (row, column) in enumerate([(0, 0), (0, 1), (1, 0)]):
+        assert (tiled[6 * row + 1 : 6 * row + 5, 6 * column + 1 : 6 * column + 5] == images[number].numpy()).all()

@@ -1,0 +1,122 @@
+"""Two pictures: what models draw after one image of a character they never saw, and where they look for a target.
+
+    python -m studies.drawings --model configs/vma_causal_quick.yaml pretrained/vma_causal_quick.safetensors
+
+`drawings.png` has samples of every model for the same images, `posterior.png` a memory of a hundred characters and the
+most probable addresses p(a|x,M) of some targets, by the first model.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+import config as configuration
+import parsers
+from data.composition import EpisodeSpec
+from data.episodes import EpisodeLoader, Episodes
+from data.images import ClassImages
+from reports.plots import png
+from run import leave, pathname
+from runtime.files import write_atomically
+from runtime.randomness import StepNoise
+from runtime.signals import StopRequest
+from studies import program
+
+_CHARACTERS, _DRAWINGS, _WIDE = 6, 16, 8
+_TARGETS, _ADDRESSES = 8, 5
+_MEMORY = 100
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status, as that of run.py."""
+    p = program.parser("drawings", __doc__)
+    p.add_argument("--model", type=pathname, nargs=2, action="append", required=True, metavar=("YAML", "WEIGHTS"),
+                   help="a configuration and its weights; may be repeated")  # fmt: skip
+    p.add_argument("--samples", type=int, default=1000, metavar="K", help="for the posterior, if there is a z (1000)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of the characters and the samples (0)")
+    return program.status(execute, p.parse_args(arguments))
+
+
+def execute(args: argparse.Namespace, stop: StopRequest) -> None:
+    """Draw and write.  Raises UserError, DataError, OSError."""
+    blocks, first = {}, None
+    for path, weights in args.model:
+        config = configuration.load(path, configuration.overrides(args.root))
+        model = program.load_model(config, argparse.Namespace(device=args.device, checkpoint=weights), stop)
+        images = parsers.test_images(config, next(model.parameters()).device)
+        noise = StepNoise(images.images.device, "drawings", args.seed)
+        shown = one_of_each(images, _CHARACTERS, args.seed).memory.movedim(1, 0)  # [characters, 1, H, W]
+        blocks[f"{path.stem}: {model.pictured}"] = model.sample(shown, noise, _DRAWINGS)[0].transpose(0, 1)
+        first = first or (model, images, shown, noise)
+    assert first is not None  # one is required
+    model, images, shown, noise = first
+    write_atomically(args.output / "drawings.png", draw_samples(shown.squeeze(1), blocks))
+    episodes = one_of_each(images, min(_MEMORY, images.num_classes), args.seed)
+    x, answers = episodes.x[:, :_TARGETS], episodes.x_class[0, :_TARGETS]
+    p_a = model.explain(x, episodes.memory, noise, args.samples).p_a
+    assert p_a is not None  # models without addresses have no such picture
+    right = episodes.memory_class[0] == answers.unsqueeze(1)  # [T, M]
+    write_atomically(args.output / "posterior.png", draw_posterior(x[0], episodes.memory[0], p_a[0], right))
+    print(f"written: {args.output}/drawings.png, {args.output}/posterior.png")
+
+
+def one_of_each(images: ClassImages, number: int, seed: int) -> Episodes:
+    """A memory of one image of each of so many classes, with another image of each as a target."""
+    spec = EpisodeSpec(timesteps=number, exact=True, max_img_per_class=1, targets_per_memory=number)
+    return EpisodeLoader(images, spec, number, seed, f"one of each of {number}").at(0)
+
+
+def draw_samples(shown: Tensor, blocks: dict[str, Tensor]) -> bytes:
+    """Images [C, H, W], and of each model the samples [C, n, H, W] -> a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((2 + 6.5 * len(blocks), 1.6 * len(shown) + 0.6))
+    axes = figure.subplots(len(shown), 1 + len(blocks), width_ratios=[2, *[_WIDE] * len(blocks)], squeeze=False)
+    for row, (line, image) in enumerate(zip(axes, shown, strict=True)):
+        show(line[0], image.numpy(force=True), "the memory" if row == 0 else "")
+        for axis, (title, samples) in zip(line[1:], blocks.items(), strict=True):
+            show(axis, tiled(samples[row], _WIDE), title if row == 0 else "")
+    return png(figure)
+
+
+def draw_posterior(x: Tensor, memory: Tensor, p_a: Tensor, right: Tensor) -> bytes:
+    """Targets [T, H, W], a memory [M, H, W], p(a|x,M) [T, S] and whether a slot is of the target's class -> a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((16, 8))
+    left, half = figure.add_subfigure(figure.add_gridspec(1, 2)[0]), figure.add_subfigure(figure.add_gridspec(1, 2)[1])
+    show(left.subplots(), tiled(memory, 10), f"a memory of {len(memory)} characters that the model never saw")
+    half.suptitle(f"a target and its {_ADDRESSES} most probable addresses, p(a|x,M); green: its class")
+    for line, target, of_target, of_class in zip(
+        half.subplots(len(x), 1 + _ADDRESSES), x, p_a[:, : len(memory)], right, strict=True
+    ):
+        show(line[0], target.numpy(force=True), "target")
+        for axis, a in zip(line[1:], of_target.topk(_ADDRESSES).indices.tolist(), strict=True):
+            color = "green" if of_class[a] else "black"
+            show(axis, memory[a].numpy(force=True), f"{float(of_target[a]):.2f}", color)
+    return png(figure)
+
+
+def show(axis: Any, ink: np.ndarray, title: str, color: str = "black") -> None:
+    axis.imshow(1 - ink, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_title(title, fontsize=10, color=color)
+    axis.set(xticks=[], yticks=[])
+    for side in axis.spines.values():
+        side.set_color(color)
+
+
+def tiled(images: Tensor, wide: int) -> np.ndarray:
+    """[n, H, W] -> one image with `wide` of them in a row, framed by grey lines."""
+    whole = F.pad(images, (0, 0, 0, 0, 0, -len(images) % wide))
+    rows = (
+        F.pad(whole, (1, 1, 1, 1), value=0.3).unflatten(0, (-1, wide)).transpose(1, 2).flatten(2)
+    )  # [rows, H + 2, wide (W + 2)]
+    return rows.flatten(0, 1).numpy(force=True)
+
+
+if __name__ == "__main__":
+    leave(main())
