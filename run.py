@@ -110,7 +110,8 @@ def report(error: BaseException, given: list[str]) -> None:
     """One sentence on stderr for what ended the program; process 0 of several speaks for all where it can."""
     first = os.environ.get("RANK", "0") == "0"
     if isinstance(error, Stopped) and first:
-        say(f"stopped by {error}; resume with: python run.py {shlex.join(given)}")
+        again = [argument for argument in given if not (argument == "--restart" and error.restarted)]
+        say(f"stopped by {error}; resume with: python run.py {shlex.join(again)}")
     elif not isinstance(error, Stopped | PeerFailedError):
         say(sentence(error))
     if first and (evidence := getattr(error, "evidence", None)):
@@ -147,18 +148,18 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
 
     keep_freed_memory()
     session = commands.Session(config, stop, args.device, args.checkpoint, args.logdir)
+    spec = config.train_spec if args.train else config.test_spec
     with commands.explain_out_of_memory():
         if args.replay:
             commands.replay.run(session, args.replay)
             return 0
-        if (number := session.processes_to_start(args.train)) > 1:
+        if (number := session.processes_to_start(spec)) > 1:
             return launcher.run(launcher.python(given), number)
         try:
-            with session.process_group(args.train):
+            with session.process_group(spec):
                 run_commands(session, args)
-        except Stopped:
-            if session.restarted:  # asked for again, --restart would discard what is saved now
-                given[:] = [argument for argument in given if argument != "--restart"]
+        except Stopped as stopped:
+            stopped.restarted = session.restarted
             raise
     return 0
 

@@ -88,7 +88,8 @@ class Trainer:
     """Trains `model`, whose `loss(batch, noise)` gives a scalar and metrics [B] that include "bound".
 
     `checkpoint_path` gets the weights of the best validation (without validation, of the end); `state_path` beside it
-    gets all that resuming needs.  Of several `processes` each trains on its shard of every batch, and the first writes.
+    gets all that resuming needs.  In both is `config_text`, which says what was trained.  Of several `processes` each
+    trains on its shard of every batch, and the first writes.
     """
 
     def __init__(
@@ -98,23 +99,23 @@ class Trainer:
         scheduler: torch.optim.lr_scheduler.LRScheduler | None,
         train: Batches,
         validation: Batches | None,
-        settings: TrainerConfig,
+        config: TrainerConfig,
         *,
         checkpoint_path: Path,
-        config: str,
+        config_text: str,
         stop: StopRequest,
         log_images: Callable[[nn.Module, MetricLogger, int], None] | None = None,
         processes: Processes = Processes(),
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.train, self.validation, self.settings = train, validation, settings
+        self.train, self.validation, self.config = train, validation, config
         self.checkpoint_path, self.state_path = checkpoint_path, checkpoint_path.with_suffix(STATE)
-        self.config, self.stop = config, stop
+        self.config_text, self.stop = config_text, stop
         self.log_images = log_images or (lambda model, logger, step: None)
         self.device = next(model.parameters()).device
         self.processes = processes
         self.loss = processes.parallel(Loss(model), self.device)
-        self.averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema_decay else None
+        self.averaged = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
         self.progress = Progress()
         self.means = Means(processes.world)  # of the steps since the last row of the log
         self._saved_step = 0  # the step of the last state that was saved
@@ -134,7 +135,7 @@ class Trainer:
             OSError: a checkpoint could not be written; the one before is intact.
             PeerFailedError, PeerLostError: another process could not go on.
         """
-        progress, steps = self.progress.step, self.settings.steps
+        progress, steps = self.progress.step, self.config.steps
         options = {
             "unit": "step",
             "dynamic_ncols": True,
@@ -152,20 +153,20 @@ class Trainer:
                 raise
 
     def _loop(self, logger: MetricLogger, bar: tqdm) -> None:
-        settings, progress = self.settings, self.progress
+        config, progress = self.config, self.progress
         if not self.processes.broadcast_from_main(self.state_path.exists):  # others may not see the disk of the first
             self._save(logger)  # so that weights never stand without the state of their run
         logged_step, clock = progress.step, time.monotonic()
-        while progress.step < settings.steps:
+        while progress.step < config.steps:
             paused = time.monotonic()
             validated = self._validate_if_due(logger)
-            if validated or (progress.step % settings.save_every == 0 and progress.step > self._saved_step):
+            if validated or (progress.step % config.save_every == 0 and progress.step > self._saved_step):
                 self._save(logger)  # after a validation: otherwise resuming would log it again
             clock += time.monotonic() - paused
             self._check_stop()
             self.means.add(self.step())
             bar.update()
-            if self._is_due(settings.log_every):
+            if self._is_due(config.log_every):
                 means = self.means.pop(self.processes)  # waits for the device
                 self._log(logger, bar, means, progress.step - logged_step, time.monotonic() - clock)
                 logged_step, clock = progress.step, time.monotonic()
@@ -178,7 +179,7 @@ class Trainer:
     def _validate_if_due(self, logger: MetricLogger) -> bool:
         """Validate, where there are images for it, and log pictures; whether a validation was logged."""
         step = self.progress.step
-        if not step or not self._is_due(self.settings.val_every) or self.progress.last_validated_step >= step:
+        if not step or not self._is_due(self.config.val_every) or self.progress.last_validated_step >= step:
             return False
         if self.validation is not None:
             self._validate(self.validation, logger)
@@ -197,7 +198,7 @@ class Trainer:
             raise Stopped(number)
 
     def _is_due(self, every: int) -> bool:
-        return self.progress.step % every == 0 or self.progress.step >= self.settings.steps
+        return self.progress.step % every == 0 or self.progress.step >= self.config.steps
 
     def step(self) -> dict[str, Tensor]:
         """One update of the weights; metrics [B] and, as scalars, loss and gradient norm.  Raises NonFiniteError."""
@@ -217,7 +218,7 @@ class Trainer:
 
         `torch.optim.swa_utils.AveragedModel` counts its updates in a tensor, for which a step would have to wait.
         """
-        decay = min(self.settings.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
+        decay = min(self.config.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
         torch._foreach_lerp_(list(averaged.parameters()), list(self.model.parameters()), 1 - decay)
 
     def gradient(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -227,14 +228,14 @@ class Trainer:
             NonFiniteError: in the first step, where distributions check what they get.
         """
         number = self.progress.step
-        noise = StepNoise(self.device, self.settings.seed, "train", number, shard=self.processes.shard)
+        noise = StepNoise(self.device, self.config.seed, "train", number, shard=self.processes.shard)
         with self.processes.translate_peer_errors():
             batch = self.train.at(number)  # not in bf16: augmentation computes with coordinates of pixels
             with self._autocast():
                 loss, metrics = self.loss(batch, noise) if number else self._first_loss(batch, noise)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         return loss, norm, metrics
 
     def _first_loss(self, batch: Any, noise: StepNoise) -> tuple[Tensor, dict[str, Tensor]]:
@@ -289,11 +290,11 @@ class Trainer:
 
     def _validate(self, validation: Batches, logger: MetricLogger) -> None:
         means = Means()
-        batches = -(-self.settings.val_targets // validation.batch_size)
+        batches = -(-self.config.val_targets // validation.batch_size)
         for first in range(0, batches, self.processes.world):
             self._check_stop()
             if (number := first + self.processes.rank) < batches:
-                noise, batch = StepNoise(self.device, self.settings.seed, "validation", number), validation.at(number)
+                noise, batch = StepNoise(self.device, self.config.seed, "validation", number), validation.at(number)
                 with self._autocast():
                     means.add(self.evaluated.loss(batch, noise)[1])  # type: ignore[operator]
         values = means.pop(self.processes)
@@ -329,7 +330,7 @@ class Trainer:
             self._saved_step = self.progress.step
 
     def _checkpoint(self, model: nn.Module) -> dict[str, Any]:
-        return {"config": self.config, "model": model.state_dict(), "progress": vars(self.progress).copy()}
+        return {"config": self.config_text, "model": model.state_dict(), "progress": vars(self.progress).copy()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take these weights instead of random ones."""
@@ -350,7 +351,7 @@ class Trainer:
         self._saved_step = self.progress.step
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
 
 def _broken(gradient: Tensor | None) -> bool:

@@ -19,7 +19,7 @@ _SAMPLES = 16
 
 def run(session: Session, folder: Path, score: Path | None, output: Path) -> None:
     """Write one picture into the folder `output`, and print what was scored.  Raises UserError, DataError, OSError."""
-    device, spec = session.device_for(training=False), session.config.test_spec
+    device, spec = session.device_for(session.config.test_spec), session.config.test_spec
     model = session.load_model(device)
     if not session.processes.main:
         return

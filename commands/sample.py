@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 def run(session: Session) -> None:
     """Write a picture for every cell of the test grid."""
-    config, device = session.config, session.device_for(training=False)
+    config, device = session.config, session.device_for(session.config.test_spec)
     model = session.load_model(device)  # in all processes: the first reads the weights and sends them
     if not session.processes.main:
         return

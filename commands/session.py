@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 import config as configuration
 import parsers
-from config import Config
+from config import Config, TestSpec, TrainSpec
 from models.base import MemoryModel
 from runtime import checkpoints, devices
 from runtime.errors import DataError, UserError
@@ -34,21 +34,21 @@ class Session:
     processes: Processes = field(default_factory=from_environment)
     restarted: bool = False  # whether the files of an earlier training have been replaced
 
-    def device_for(self, training: bool) -> torch.device:
+    def device_for(self, spec: TrainSpec | TestSpec) -> torch.device:
         """The device of this process.  Raises UserError."""
-        return devices.device_of(self._gpus(training), self.device, self.processes.local_rank)
+        return devices.device_of(spec.gpus, self.device, self.processes.local_rank)
 
-    def processes_to_start(self, training: bool) -> int:
+    def processes_to_start(self, spec: TrainSpec | TestSpec) -> int:
         """How many processes the configured GPUs ask for; 1 where this is one of several already.  Raises UserError.
 
         With `auto` a training takes as many of the GPUs as its batch divides among.
         """
-        found, wanted = devices.devices_of(self._gpus(training), self.device), self.device or self._gpus(training)
+        found, wanted = devices.devices_of(spec.gpus, self.device), self.device or spec.gpus
         if wanted == "auto" and found[0].type == "cpu" and self.processes.main:
             _log.warning("no GPU was found, so this runs on the CPU; --device cpu asks for that without this warning")
         if started_by_launcher():
             return 1
-        if not training or wanted != "auto":
+        if isinstance(spec, TestSpec) or wanted != "auto":
             return len(found)
         number = parsers.most_processes(self.config.train_data, len(found))
         if number < len(found):
@@ -58,15 +58,15 @@ class Session:
         return number
 
     @contextlib.contextmanager
-    def process_group(self, training: bool) -> Iterator[None]:
+    def process_group(self, spec: TrainSpec | TestSpec) -> Iterator[None]:
         """Within, the processes of this run can communicate.  Raises UserError, PeerLostError."""
-        gpus, local_rank = devices.devices_of(self._gpus(training), self.device), self.processes.local_rank
-        if gpus[0].type == "cuda" and training and local_rank >= len(gpus):
+        gpus, local_rank = devices.devices_of(spec.gpus, self.device), self.processes.local_rank
+        if gpus[0].type == "cuda" and isinstance(spec, TrainSpec) and local_rank >= len(gpus):
             raise UserError(
                 f"process {local_rank} of this machine has no GPU of its own, there are {len(gpus)}; "
                 f"use torchrun --nproc-per-node {len(gpus)}, or --device cpu"
             )
-        with self.processes.process_group(self.device_for(training)):
+        with self.processes.process_group(self.device_for(spec)):
             yield
 
     def say(self, text: str) -> None:
@@ -99,9 +99,6 @@ class Session:
         Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
         torch.backends.cudnn.allow_tf32 = False  # bounds in float32, on every device
         return model.eval()
-
-    def _gpus(self, training: bool) -> tuple[int, ...] | str:
-        return self.config.train_spec.gpus if training else self.config.test_spec.gpus
 
 
 def load_matching(path: Path, config: Config, keys: Sequence[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _SUFFIXES = (".csv", ".md", ".png", ".resolved.yaml", ".npz")
 
 def check(session: Session) -> None:
     """Find now what would stop the test after hours of training.  Raises UserError, DataError."""
-    config, device = session.config, session.device_for(training=False)
+    config, device = session.config, session.device_for(session.config.test_spec)
     images = parsers.test_images(config, device)
     parsers.grid_episodes(config, images, *map(max, zip(*config.test_cells, strict=True)))
     if session.checkpoint or config.test_checkpoint != config.train_spec.checkpoint_path:
@@ -39,7 +39,7 @@ def check(session: Session) -> None:
 
 def run(session: Session) -> None:
     """Evaluate the cells that are not finished yet, and write the table after each of them."""
-    config, device = _naming_the_weights(session), session.device_for(training=False)
+    config, device = _naming_the_weights(session), session.device_for(session.config.test_spec)
     on_main, output = session.processes.broadcast_from_main, Path(config.test_spec.output_file)
     model, images = session.load_model(device), parsers.test_images(config, device)
     digest = checkpoints.digest(model.state_dict())

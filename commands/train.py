@@ -2,9 +2,10 @@
 
 import contextlib
 import importlib
+import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def build_trainer(session: Session, announce: bool = False) -> Trainer:
 
     Raises UserError, DataError.
     """
-    config, spec, device = session.config, session.config.train_spec, session.device_for(training=True)
+    config, spec, device = session.config, session.config.train_spec, session.device_for(session.config.train_spec)
     torch.backends.cudnn.allow_tf32 = True  # an earlier test of this process may have turned it off
     Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood; the first step has it
     # Optimizers import this, which takes as long as unpacking the images does.
@@ -105,7 +106,7 @@ def build_trainer(session: Session, announce: bool = False) -> Trainer:
             ema_decay=spec.ema_decay,
         ),
         checkpoint_path=Path(spec.checkpoint_path),
-        config=configuration.dump(config),
+        config_text=configuration.dump(config),
         stop=session.stop,
         log_images=_image_logger({"train": train, "validation": validation}, device),
         processes=session.processes,
@@ -239,10 +240,18 @@ def _check_log(state: dict[str, Any] | None, config: Config) -> None:
     earlier = configuration.parse(state["config"], "state").train_spec.log_file if state else None
     if log_file in (None, earlier):
         return
-    rows = Path(log_file).read_bytes() if Path(log_file).is_file() else b""
-    own = state is not None and f'"seconds": {state["progress"]["seconds"]!r}'.encode() in rows
-    if rows and not own:
+    rows = Path(log_file).read_text(errors="replace").splitlines() if Path(log_file).is_file() else []
+    if rows and not (state is not None and _has_seconds(rows, state["progress"]["seconds"])):
         raise UserError(
             f"train_spec.log_file: {log_file} holds the log of another run; choose another --output, or train anew "
             "with --restart, which replaces it"
         )
+
+
+def _has_seconds(rows: Sequence[str], seconds: float) -> bool:
+    """Whether the last row of a state is among these: its seconds of training belong to no other run."""
+    for row in rows:
+        with contextlib.suppress(ValueError, AttributeError):  # a row that was cut off, or of another program
+            if json.loads(row).get("seconds") == seconds:
+                return True
+    return False

@@ -11,6 +11,8 @@ from types import FrameType
 class Stopped(BaseException):
     """A signal asked the program to stop; `status` is the exit status of a process that ends by it."""
 
+    restarted = False  # whether --restart has been done, which if asked for again would discard what is saved now
+
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.status = 128 + number

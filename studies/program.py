@@ -81,7 +81,7 @@ def status(execute: Callable[[argparse.Namespace, StopRequest], int | None], arg
 def load_model(config: Config, args: argparse.Namespace, stop: StopRequest) -> MemoryModel:
     """The model with the weights of --checkpoint on --device.  Raises UserError, DataError."""
     session = commands.Session(config, stop, args.device, args.checkpoint)
-    return session.load_model(session.device_for(training=False))
+    return session.load_model(session.device_for(config.test_spec))
 
 
 def resumed(

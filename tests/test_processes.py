@@ -180,11 +180,11 @@ def test_a_single_process_that_torchrun_placed_starts_no_others(
 ) -> None:
     monkeypatch.setattr(devices, "devices_of", lambda gpus, device: [torch.device("cuda", i) for i in range(4)])
     one = commands.Session(small_config(tmp_path), StopRequest(), "auto")
-    assert one.processes_to_start(training=False) == 4
+    assert one.processes_to_start(one.config.test_spec) == 4
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # by which a process expects the store to be there
     assert "TORCHELASTIC_USE_AGENT_STORE" not in launcher._environment(0, 2, 1)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert one.processes_to_start(training=False) == 1
+    assert one.processes_to_start(one.config.test_spec) == 1
 
 
 def test_gpus_that_are_left_out_are_told_of(
@@ -192,7 +192,7 @@ def test_gpus_that_are_left_out_are_told_of(
 ) -> None:
     monkeypatch.setattr(devices, "devices_of", lambda gpus, device: [torch.device("cuda", i) for i in range(3)])
     one = commands.Session(small_config(tmp_path), StopRequest(), "auto")
-    assert one.processes_to_start(training=True) == 2  # two memories in a batch
+    assert one.processes_to_start(one.config.train_spec) == 2  # two memories in a batch
     assert "2 of 3 GPUs are used" in caplog.text
 
 

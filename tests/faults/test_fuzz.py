@@ -35,12 +35,14 @@ from PIL import Image
 
 import config
 from config import ConfigError
+from config.reading import IN_OUTPUT
 from data import folder, mnist, omniglot
 from data.omniglot import Archive
 from evaluator import METRICS
 from reports.cells import CellStore
 from runtime import checkpoints
 from runtime.errors import DataError, UserError
+from runtime.paths import expanded
 
 MEMORY = 50_000_000  # bytes that one case may take
 SECONDS = 2.0  # of the processor
@@ -281,7 +283,9 @@ def assert_as_written(found: config.Config, content: bytes) -> None:
                 number = {"true": 1.0, "false": 0.0}.get(text.lower()) if isinstance(value, bool) else float(text)
                 assert number == value, f"{section}.{key}"
             elif isinstance(text, str) and isinstance(value, str):
-                assert text.lower() == value.lower(), f"{section}.{key}"
+                if (name := IN_OUTPUT.get((section, key))) and text.lower() in ("", "~", "null"):
+                    text = str(Path(written["output"], name)) if "output" in written else value
+                assert text.lower() == value.lower() or expanded(text) == value, f"{section}.{key}"
 
 
 # --- zip archives -----------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def toy_trainer(
         validation,
         TrainerConfig(**whole),
         checkpoint_path=folder / "toy.pt",
-        config="toy",
+        config_text="toy",
         stop=stop or StopRequest(),
     )
 
