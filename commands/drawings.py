@@ -29,7 +29,7 @@ def run(session: Session, folder: Path, score: Path | None, output: Path) -> Non
     sheet = pictures.MemorySheet(
         f"{folder} as the model sees it",
         model.slot_images(m)[0],
-        m.shape[1],
+        [one.path.stem for one in memory],
         samples[:, 0],
         picked if picked is None else picked[:, 0],
         f"samples of p(x|M), {model.pictured}",

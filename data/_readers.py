@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from data import _torchvision
@@ -136,7 +136,10 @@ def decode(png: bytes, side: int) -> np.ndarray:
 
 
 def open_image(content: bytes, formats: list[str]) -> Image.Image:
-    """An image that is not decoded yet and whose checksums are right."""
-    with Image.open(io.BytesIO(content), formats=formats) as image:
-        image.verify()  # all checksums, of which decoding leaves out some
+    """An image that is not decoded yet and whose checksums are right.  Raises ValueError, or what PIL raises."""
+    try:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            image.verify()  # all checksums, of which decoding leaves out some
+    except UnidentifiedImageError:  # its message has the address of an object
+        raise ValueError(f"it is no {' or '.join(formats)} file") from None
     return Image.open(io.BytesIO(content), formats=formats)

@@ -69,7 +69,7 @@ def images_in(folder: Path) -> list[Path]:
         raise DataError(f"{_shown(folder)} has no images; put {', '.join(_ENDINGS)} files there or remove the folder")
     for path in images:
         if path.suffix.lower() not in _ENDINGS or not path.is_file():
-            raise DataError(f"{_shown(path)} is not a {', '.join(_ENDINGS)} file as a class has them; move it away")
+            raise DataError(f"{_shown(path)} is not a {', '.join(_ENDINGS)} file; move it away")
     return images
 
 

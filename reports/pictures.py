@@ -6,6 +6,7 @@ A sample (a, z) of p(a|M) p(z|m_a) is shown by the pixel means of p(x|z,m_a), or
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ class MemorySheet:
 
     title: str
     slots: Tensor  # [S, H, W], first the images of the memory
-    size: int  # M
+    names: Sequence[str]  # of these images, M
     samples: Tensor  # [n, H, W]
     picked: Tensor | None  # [n], the slot behind each sample
     samples_title: str
@@ -121,13 +122,17 @@ class MemorySheet:
     p_a: Tensor | None = None  # [S] p(a|x,M) of the target
 
     def name(self, slot: int) -> str:
-        return f"{slot + 1}" if slot < self.size else f"dummy {slot - self.size + 1}"
+        return f"{slot + 1}" if slot < len(self.names) else f"dummy {slot - len(self.names) + 1}"
+
+    def caption(self, slot: int) -> str:
+        """Number and name of a slot, short enough to stand over its tile."""
+        return f"{self.name(slot)}: {self.names[slot]:.14}" if slot < len(self.names) else self.name(slot)
 
     def write(self, path: Path) -> None:
         """A PNG file.  Raises OSError."""
         from matplotlib.figure import Figure
 
-        slots = [self.name(slot) for slot in range(len(self.slots))]
+        slots = [self.caption(slot) for slot in range(len(self.slots))]
         if self.p_a is not None:
             slots = [f"{name}\np(a|x,M) = {p:.2f}" for name, p in zip(slots, self.p_a.tolist(), strict=True)]
         origins = (
@@ -139,7 +144,7 @@ class MemorySheet:
         figure = Figure((1.25 * _PER_ROW, 1.55 * sum(rows) + 0.4 * len(rows)), layout="constrained")
         parts = figure.subfigures(len(blocks), 1, height_ratios=[1.55 * row + 0.4 for row in rows], squeeze=False)
         for part, row, (title, images, captions) in zip(parts[:, 0], rows, blocks, strict=True):
-            part.suptitle(title, fontsize=11)
+            part.suptitle(_plain(title), fontsize=11)
             axes = part.subplots(row, _PER_ROW, squeeze=False).flatten()
             for axis, image, caption in zip(axes, images, captions, strict=False):
                 _draw(axis, _tile(image[None, None]), caption, 9)
@@ -150,8 +155,13 @@ class MemorySheet:
 
 def _draw(axis: Any, ink: np.ndarray, title: str, size: int) -> None:
     axis.imshow(_black_on_white(ink), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axis.set_title(title, fontsize=size)
+    axis.set_title(_plain(title), fontsize=size)
     axis.axis("off")
+
+
+def _plain(text: str) -> str:
+    """Names of files may have signs that matplotlib takes for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _png(figure: Any) -> bytes:

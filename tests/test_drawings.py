@@ -120,7 +120,7 @@ def test_what_is_no_drawing_is_refused_by_name(tmp_path: Path) -> None:
         Image.new(mode, (90, 90), colour).save(tmp_path / "blank.png")
         refused(lambda: drawings.read_folder(tmp_path), "blank.png", "blank")
     (tmp_path / "blank.png").write_text("no image")
-    refused(lambda: drawings.read_folder(tmp_path), "blank.png", "cannot be read")
+    refused(lambda: drawings.read_folder(tmp_path), "blank.png", "it is no PNG or JPEG file")
     (tmp_path / "blank.png").rename(tmp_path / "notes.txt")
     refused(lambda: drawings.read_folder(tmp_path), "notes.txt")
     refused(lambda: drawings.read(tmp_path / "gone.png"), "gone.png")

@@ -104,19 +104,20 @@ def test_every_class_of_a_memory_is_shown() -> None:
 
 
 def test_the_sheet_of_a_memory_has_a_caption_for_every_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = []
-    monkeypatch.setattr(pictures, "_png", lambda figure: figures.append(figure) or b"")  # type: ignore[func-returns-value]
+    figures, png = [], pictures._png
+    monkeypatch.setattr(pictures, "_png", lambda figure: figures.append(figure) or png(figure))  # type: ignore[func-returns-value]
     images = torch.rand(19, 20, 20)
-    sheet = pictures.MemorySheet("mine", images[:4], 3, images[4:], torch.tensor([0, 3] * 7 + [2]), "samples")
-    sheet.target["x.png: NLL 3 nats"], sheet.p_a = images[0], torch.tensor([0.25, 0.125, 0.5, 0.125])
+    sheet = pictures.MemorySheet(
+        "mine", images[:4], ["a", "b", "c" * 30], images[4:], torch.tensor([0, 3] * 7 + [2]), "samples"
+    )
+    sheet.target["$x^.png: NLL $3 nats"], sheet.p_a = images[0], torch.tensor([0.25, 0.125, 0.5, 0.125])
     sheet.write(tmp_path / "sheet.png")
     (figure,) = figures
     titles = [axis.get_title() for axis in figure.axes if axis.images]
-    assert titles[:4] == [
-        f"{name}\np(a|x,M) = {p}" for name, p in (("1", 0.25), ("2", 0.12), ("3", "0.50"), ("dummy 1", 0.12))
-    ]
+    named = {"1: a": "0.25", "2: b": "0.12", "3: " + "c" * 14: "0.50", "dummy 1": "0.12"}
+    assert titles[:4] == [f"{name}\np(a|x,M) = {p}" for name, p in named.items()]
     assert titles[4:19] == ["from 1", "from dummy 1"] * 7 + ["from 3"]
-    assert [part.get_suptitle() for part in figure.subfigs] == ["mine", "samples", "x.png: NLL 3 nats"]
+    assert [part.get_suptitle() for part in figure.subfigs] == ["mine", "samples", r"\$x^.png: NLL \$3 nats"]
 
 
 @pytest.mark.parametrize("timesteps", [0, 12])
