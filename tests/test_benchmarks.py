@@ -211,8 +211,16 @@ def counted(model: Any) -> Iterator[Counter[str]]:
         yield rows
 
 
-def test_the_floor_takes_the_gradients_of_a_step(tmp_path: Path) -> None:
-    step = work.training(small(tmp_path).config, CPU)
+CAUSAL = (
+    "model.autoencoder={kind: residual, channels: [4, 4, 6], blocks: [1, 1], address_channels: [4, 4]}",
+    "model.likelihood=causal", "model.latent_dim=0", "train_spec.objective=marginal",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", [(), CAUSAL], ids=["published", "causal"])
+def test_the_floor_takes_the_gradients_of_a_step(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """With the causal model one map is made of the images alone; nothing of a network has its gradient from there."""
+    step = work.training(small(tmp_path, *overrides).config, CPU)
     floor = Floor(step)
     found = floor()
     networks = ("address_encoder.", "encoder.", "p_x.decoder.")
@@ -241,6 +249,12 @@ def test_images_that_are_not_there_are_replaced_by_glyphs(tmp_path: Path) -> Non
     (tmp_path / omniglot.FOLDER).mkdir()
     (tmp_path / omniglot.FOLDER / "images_evaluation.zip").touch()
     assert work.benchmark(published, root, CPU, 1, 1.0).config.train_data.kind == "omniglot"
+
+
+def test_digits_that_are_not_there_are_replaced_too(tmp_path: Path) -> None:
+    """More of them are tested than there are glyphs."""
+    root = [f"{section}.root={tmp_path}" for section in work.SECTIONS]
+    assert work.benchmark(ROOT / "configs" / "mnist.yaml", root, CPU, 1, 1.0).config.test_data.kind == "glyphs"
 
 
 def test_steps_that_differ_in_work_are_refused(tmp_path: Path) -> None:
