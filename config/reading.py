@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from config import strict_yaml
 from config.comparing import below
 from config.config import Config
 from config.constraints import Problem, contradictions, episode_spec
-from config.schema import AUTOENCODERS, Autoencoder, SchedulerSpec, Section, is_text, section_of
+from config.schema import AUTOENCODERS, Autoencoder, PathText, SchedulerSpec, Section, section_of
 from config.strict_yaml import StrictYamlError, quoted, shown
 from data.registry import DATA_SETS
 from runtime.errors import UserError
@@ -39,6 +39,8 @@ IN_OUTPUT = {
     ("train_spec", "log_file"): "train.jsonl",
     ("test_spec", "output_file"): "results.csv",
 }
+
+_PATH: TypeAdapter[str] = TypeAdapter(PathText)
 
 Raw = dict[str, Any]
 
@@ -225,15 +227,18 @@ def _correct_keys(raw: Raw, schema: type[Section], prefix: str = "") -> Iterator
 def _place(raw: Raw) -> Iterator[Problem]:
     """Files of the run whose paths are left out, or null, go to its folder `output`."""
     output = raw.pop("output", None)
-    if output is not None and not is_text(output):
-        yield "output", f"value {quoted(output)}: expected the name of a folder, such as runs/mine"
+    try:
+        output = None if output is None else _PATH.validate_python(output)
+    except ValidationError as error:
+        yield "output", _text(**error.errors(include_url=False)[0])
+        output = "runs"  # so that all else that is wrong is found, too
     for (parent, key), name in IN_OUTPUT.items():
         section = _section(raw, parent)
         if parent not in raw or section.get(key) is not None or (output is None and key == "log_file"):
             continue
         if output is None:
             yield f"{parent}.{key}", "missing; give the folder of the run, such as output: runs/mine, or this path"
-        section[key] = str(Path(str(output), name))  # whatever was wrong, so that all else is found, too
+        section[key] = str(Path(output or "runs", name))
 
 
 def _inherit(raw: Raw) -> set[str]:

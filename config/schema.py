@@ -88,7 +88,7 @@ def _expand(value: object) -> object:
     return tuple(numbers)
 
 
-def is_text(value: object) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != "" and value.isprintable()
 
 
@@ -101,7 +101,7 @@ def _argument(value: object) -> object:
     if isinstance(value, list | tuple):
         return tuple(_argument(item) for item in value)
     finite = isinstance(value, int | float) and abs(value) < float("inf")
-    if not (value is None or finite or is_text(value)):
+    if not (value is None or finite or _is_text(value)):
         raise ValueError("expected a finite number, text, true or false, or a list of these")
     return _whole(value) if finite and abs(value) <= _LARGEST else value  # type: ignore[arg-type]
 
@@ -131,7 +131,7 @@ Gpus: TypeAlias = Annotated[
 ]
 Text: TypeAlias = Annotated[
     str,
-    expected("text that is not empty and has no control characters, in quotes if it looks like a number", is_text),
+    expected("text that is not empty and has no control characters, in quotes if it looks like a number", _is_text),
 ]
 PathText: TypeAlias = Annotated[Text, AfterValidator(expanded)]
 Metric: TypeAlias = Annotated[

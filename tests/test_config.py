@@ -948,7 +948,8 @@ def test_home_and_variables_are_replaced_in_every_path(tmp_path: Path, monkeypat
 def test_a_path_that_stands_for_nothing_is_said(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOPE", raising=False)
     for written in ("a/$NOPE/x", "${NOPE}"):
-        assert f"value '{written}" in refused(f"{path}={written}")
+        said = refused(f"{path}={written}")
+        assert said.startswith(f"--set: {path}: value '{written}") and len(said.splitlines()) == 1
         assert "the environment variable NOPE is not set" in refused(f"{path}={written}")
     assert "the home folder ~nobody-at-all is not known" in refused(f"{path}=~nobody-at-all/x")
 
@@ -956,9 +957,9 @@ def test_a_path_that_stands_for_nothing_is_said(path: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("output=3", "output: value 3: expected the name of a folder, such as runs/mine"),
-        ("output=''", "output: value '': expected the name of a folder"),
-        ("output=[a]", "output: value [a]: expected the name of a folder"),
+        ("output=3", "output: value 3: expected text that is not empty"),
+        ("output=''", "output: value '': expected text that is not empty"),
+        ("output=[a]", "output: value [a]: expected text"),
         ("outputs=a", "outputs: unknown key; did you mean output?"),
     ],
 )
