@@ -27,7 +27,7 @@ def run(session: Session, folder: Path, score: Path | None, output: Path) -> Non
     m = _as_the_model_sees(session, memory).to(device)[None]  # [1, M, H, W]
     samples, picked = model.sample(m, StepNoise(device, "memory", spec.seed), _SAMPLES)
     sheet = pictures.MemorySheet(
-        f"{folder} as the model sees it",
+        f"{folder} as the model sees it, {m.shape[3]} x {m.shape[2]} pixels",
         model.slot_images(m)[0],
         [one.path.stem for one in memory],
         samples[:, 0],

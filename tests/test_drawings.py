@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from helpers.config import arguments
 from helpers.program import main, process_restored
 from PIL import Image, ImageDraw
@@ -132,6 +133,11 @@ def test_a_memory_may_not_be_endless(tmp_path: Path) -> None:
     refused(lambda: drawings.read_folder(tmp_path), "101 images", "at most 100")
     (tmp_path / "100.png").unlink()
     assert len(drawings.read_folder(tmp_path)) == 100
+
+
+def test_the_drawings_of_the_readme_are_read() -> None:
+    found = drawings.read_folder(ROOT / "docs" / "drawings")
+    assert len(found) == 6 and [one.path.stem for one in found if one.inverted] == ["light_on_dark"]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
