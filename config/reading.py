@@ -113,8 +113,30 @@ def _override(text: str) -> _Layer:
 def _resolve(layers: list[_Layer], overrides: Sequence[str]) -> Config:
     """The configuration of layers, of which later ones win."""
     layers = [*layers, *map(_override, overrides)]
+    merged, parted = _merged(layers)
+    problems = [*_correct_keys(merged, Config), *_place(merged)]
+    inherited = _inherit(merged)
+    sections = {name: section for name in Config.model_fields if (section := _validated(name, merged, problems))}
+    problems += contradictions(sections)
+    if problems:
+        raise ConfigError("\n".join(_told(problems, inherited, layers)))
+    config = Config(**sections)
+    if parted and config.train_data.held_out_classes:
+        memories = episode_spec(config.train_data).in_words, episode_spec(config.val_data).in_words
+        text = (
+            "%s: training now has memories of %s, but validation still of %s; val_data says so, and can be changed too"
+        )
+        _log.warning(text, parted, *memories)
+    return config
+
+
+def _merged(layers: Sequence[_Layer]) -> tuple[Raw, str]:
+    """All layers in one mapping, and the source that parted the memories of training from those of validation.
+
+    It changed the former alone, and they had been equal; "" where there is none.
+    """
     merged: Raw = {}
-    parted = ""  # the source that changed the memories of training but not those of validation, which had been equal
+    parted = ""
     for source, raw, replaces in layers:
         _modernise(raw, source)
         train, val = _memories(merged)
@@ -124,32 +146,24 @@ def _resolve(layers: list[_Layer], overrides: Sequence[str]) -> Config:
             for parent, name in IN_OUTPUT:
                 _section(merged, parent).pop(name, None)
         _merge(merged, raw, () if replaces else _KEYS_OF_A_KIND)
-        if (after := _memories(merged))[1] != val:
+        train_now, val_now = _memories(merged)
+        if val_now != val or train_now == val_now:
             parted = ""
-        elif train == val and after[0] != train:
+        elif train == val:
             parted = source
-    problems = list(_correct_keys(merged, Config))
-    problems += _place(merged)
-    inherited = _inherit(merged)
-    sections = {name: section for name in Config.model_fields if (section := _validated(name, merged, problems))}
-    problems += contradictions(sections)
-    if not problems:
-        config = Config(**sections)
-        if parted and config.train_data.held_out_classes:
-            memories = episode_spec(config.train_data).in_words, episode_spec(config.val_data).in_words
-            _log.warning("%s: training now has memories of %s, but validation still of %s; val_data says so, and can "
-                         "be changed too", parted, *memories)  # fmt: skip
-        return config
+    return merged, parted
+
+
+def _told(problems: Sequence[Problem], inherited: Collection[str], layers: Sequence[_Layer]) -> Iterator[str]:
+    """A line for every problem, with the source of the value."""
     in_train_data = any(below(path, ("train_data",)) for path, _ in problems)
-    lines = []
     for path, text in problems:
         origin = path
         if path.partition("[")[0] in inherited:
             if in_train_data:
                 continue  # what is wrong in train_data is wrong in those that inherit it
             origin = "train_data." + path.partition(".")[2]
-        lines.append(f"{_source_of(origin, layers)}: {path}: {text}")
-    raise ConfigError("\n".join(lines))
+        yield f"{_source_of(origin, layers)}: {path}: {text}"
 
 
 def _validated(name: str, raw: Raw, problems: list[Problem]) -> Any:
