@@ -70,6 +70,6 @@ def test_commands_name_what_is_there(page: str, command: str, monkeypatch: pytes
         if args.config:
             configuration.load(args.config, args.overrides)
         else:
-            assert Path(args.checkpoint).exists()
+            assert args.checkpoint.parts[0] == "runs" or args.checkpoint.exists()
     else:
         assert Path(program).exists()

@@ -26,7 +26,8 @@ def test_the_page_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     commands = re.findall(r"^python run\.py (.*)$", PAGE, re.MULTILINE)
     short = [word for override in SHORT for word in ("--set", override)]
     with process_restored():
-        assert [run.main([*shlex.split(command), *short]) for command in commands] == [0, 0]
+        assert [run.main([*shlex.split(command), *short]) for command in commands] == [0, 0, 0]
+    assert Path("runs", "00.png").read_bytes().startswith(b"\x89PNG")
     found = []
     for folder in ("before", "fine_tune"):
         with Path("runs", folder, "results.csv").open(newline="") as file:
