@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime.errors import sentence
 from runtime.files import write_atomically
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class MetricLogger:
             write()
         except (OSError, ImportError, ValueError) as error:
             if not self._warned:
-                _log.warning("the log cannot be written (%s); the training goes on without it", error)
+                _log.warning("the log cannot be written (%s); the training goes on without it", sentence(error))
             self._warned = True
 
 
