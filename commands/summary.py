@@ -42,7 +42,8 @@ def of_test(
     return (
         f"{_machine(device, processes)}; {_parameters(model)}, of {weights}\n"
         f"{_counted(images)} to test on; {grid[0]} images in a memory, of {grid[1]} classes at most\n"
-        f"{len(cells)} cells of {targets:,} targets, {bound}; written: {spec.output_file}"
+        f"{len(cells)} {'cells' if len(cells) > 1 else 'cell'} of {targets:,} targets, {bound}; "
+        f"written: {spec.output_file}"
     )
 
 

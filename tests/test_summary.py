@@ -59,7 +59,9 @@ def test_training_and_test_say_what_they_are(
     (tmp_path / "table.npz").unlink()
     few = ("test_spec.importance_num=2", "test_spec.test_params.timesteps=[1]")
     assert main(tmp_path, "--test", *few) == 0
-    capsys.readouterr()
+    assert "\n2 cells of 12 targets" in capsys.readouterr().out
+    assert main(tmp_path, "--test", *few, "test_spec.test_params.max_batch_cls=[1]") == 0
+    assert "\n1 cell of 12 targets" in capsys.readouterr().out
     assert main(tmp_path, "--test", "test_spec.importance_num=2") == 0
     assert " 24/48 [00:00" in capsys.readouterr().err, "it goes on where the finished cells end"
 
