@@ -41,7 +41,7 @@ def test_a_signal_to_a_training_saves_it(tmp_path: Path, whole: Path, number: si
     assert "Traceback" not in err
     assert f"stopped by {number.name}; resume with: python run.py --config" in err
     step = checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"]
-    assert step == 10
+    assert step in (9, 10)  # a step is finished, and the signal may come before the one that waits begins
     assert main(tmp_path, "--train", *LONG) == 0  # the lock died with the process
     assert curves(tmp_path) == curves(whole)
     assert same_end(tmp_path, whole)
