@@ -19,7 +19,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 run.leave(run.main(sys.argv[2:]))
 """
 
-# Checkpoints of 42 kB, and 4 kB for TensorBoard with every validation: it alone meets the limit, at about step 12.
+# Checkpoints of 42 kB, and some 20 kB for TensorBoard with every validation: it alone meets a limit of 52 kB.
 RUN = ("train_spec.optimizer=SGD", "train_spec.lr=1e-4", "train_spec.val_every=1", "train_spec.val_targets=8")
 
 
@@ -41,8 +41,8 @@ def test_tensorboard_that_meets_a_full_disk_is_one_warning(tmp_path: Path) -> No
 def test_a_log_that_meets_a_full_disk_is_one_warning(tmp_path: Path) -> None:
     """The log is as large as a file may be from the start; TensorBoard goes on."""
     line = arguments(tmp_path, "--train", *RUN, "train_spec.steps=4")
-    (tmp_path / "log.jsonl").write_text("x" * 60_000 + "\n")
-    status, _, err = finish(start("-c", _LIMITED, "52000", *line, "--restart"))
+    (tmp_path / "log.jsonl").write_text("x" * 210_000 + "\n")
+    status, _, err = finish(start("-c", _LIMITED, "200000", *line, "--restart"))
     assert status == 0, err
     assert "Traceback" not in err
     assert len(tensorboard_scalars(tensorboard_folder(tmp_path))["train/loss"]) == 4
