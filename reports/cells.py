@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Config, cell_name
+from config import Config, DataConfig, cell_name
 from data.registry import DATA_SETS
 from evaluator import METRICS, PerTarget
 from reports.estimates import alphabets_of, estimate
@@ -152,7 +152,12 @@ def table_rows(cells: Mapping[str, PerTarget], config: Config, class_names: Sequ
 
 def metric(rows: Sequence[Row]) -> str:
     """The header the field uses, NLL or such as ELBO@1000."""
-    return "NLL" if "NLL" in rows[0] else f"ELBO@{rows[0]['importance_num']}"
+    return metric_of(None if "NLL" in rows[0] else int(rows[0]["importance_num"]))
+
+
+def metric_of(k: int | None) -> str:
+    """The header for bounds of K samples, or with None for exact values."""
+    return "NLL" if k is None else f"ELBO@{k}"
 
 
 def described(config: Config) -> str:
@@ -160,8 +165,10 @@ def described(config: Config) -> str:
     data, spec = config.test_data, config.test_spec
     of = {"train": "targets of training classes; ", "held_out": "targets of held-out classes; "}.get(spec.subset, "")
     images = "never the target" if spec.own_class else "all of other classes than the target's (a control)"
+    return f"{images_described(data)}; {of}C = up to that many classes in a memory, M = images in it, {images}"
+
+
+def images_described(data: DataConfig) -> str:
+    """Data set, split and size."""
     split = f" {data.split} split," if "split" in DATA_SETS[data.kind].reads else ""
-    return (
-        f"{data.kind},{split} {data.resize} x {data.resize} by {data.resample}; "
-        f"{of}C = up to that many classes in a memory, M = images in it, {images}"
-    )
+    return f"{data.kind},{split} {data.resize} x {data.resize} by {data.resample}"

@@ -27,12 +27,11 @@ import config as configuration
 import parsers
 from config import Config
 from data._readers import decode, naming
-from data.composition import EpisodeSpec
-from data.episodes import EpisodeLoader
 from data.images import ClassImages, resample
 from data.omniglot import SIDE
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
+from reports.cells import images_described
 from run import leave, pathname
 from runtime.errors import DataError
 from runtime.randomness import StepNoise
@@ -91,8 +90,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
 
 def drawn(images: ClassImages, ways: int, memories: int, seed: int) -> Iterator[Trial]:
     """Memories of one image of each of `ways` random classes, with another image of each as a target."""
-    spec = EpisodeSpec(timesteps=ways, exact=True, max_img_per_class=1, targets_per_memory=ways)
-    loader = EpisodeLoader(images, spec, ways, seed, "classification")
+    loader = program.one_of_each(images, ways, seed, "classification")
     for step in range(memories):
         episodes = loader.at(step)
         same = episodes.x_class[0].unsqueeze(1) == episodes.memory_class[0]  # [T, M]
@@ -168,11 +166,10 @@ def summarised(name: str, accuracy: Tensor) -> program.Row:
 
 def markdown(rows: Sequence[program.Row], config: Config, shift: int) -> str:
     """The rows for people, beside published numbers."""
-    data = config.test_data
     moved = f", each also moved by up to {shift} pixels" if shift else ""
     return program.markdown(
-        f"One-shot classification by p(a|x,M): {data.kind}, {data.split} split, {data.resize} x {data.resize} by "
-        f"{data.resample}; a memory holds one image of each class{moved}. Per cent, ± standard error over memories.",
+        f"One-shot classification by p(a|x,M): {images_described(config.test_data)}; a memory holds one image of each "
+        f"class{moved}. Per cent, ± standard error over memories.",
         "task | accuracy | memories | published, trained to classify unless said",
         (
             f"{row['task']} | {100 * float(row['accuracy']):.1f} ± {100 * float(row['stderr']):.1f} | "

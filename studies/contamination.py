@@ -20,7 +20,7 @@ from torch import Tensor
 import config as configuration
 import parsers
 from data.episodes import spread_targets
-from reports.cells import load_cells
+from reports.cells import load_cells, metric_of
 from run import leave, pathname
 from runtime.errors import DataError
 from runtime.signals import StopRequest
@@ -53,14 +53,13 @@ def compared(path: Path, root: str | None) -> list[program.Row]:
     nearest = np.argsort(-alike.numpy(), kind="stable")[: max(1, round(_SHARE * len(targets)))]
     rest = np.setdiff1d(np.arange(len(targets)), nearest)
     ink = images.images[targets].sum((1, 2)).double().numpy()
-    k = config.test_spec.samples
     rows: list[program.Row] = []
     for name, values in load_cells(path).items():
         nats = -values["bound"]
         if len(nats) != len(targets):
             raise DataError(f"{path}: {name} has {len(nats)} targets, its configuration {len(targets)}")
         row: dict[str, str | int | float] = {"table": path.parent.name, "cell": name}
-        row |= {"metric": "NLL" if k is None else f"ELBO@{k}", "targets": len(targets)}
+        row |= {"metric": metric_of(config.test_spec.samples), "targets": len(targets)}
         row |= {"identical": int((alike == 1).sum()), "similarity_nearest": float(alike[nearest].mean())}
         row |= {"similarity_rest": float(alike[rest].mean())}
         row |= {"nearest": nats[nearest].mean(), "nearest_stderr": nats[nearest].std(ddof=1) / len(nearest) ** 0.5}

@@ -14,13 +14,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-import config as configuration
-import parsers
-from data.composition import EpisodeSpec
-from data.episodes import EpisodeLoader, Episodes
+from data.episodes import Episodes
 from data.images import ClassImages
 from reports.plots import png
-from run import leave, pathname
+from run import leave
 from runtime.files import write_atomically
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
@@ -34,8 +31,7 @@ _MEMORY = 100
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("drawings", __doc__)
-    p.add_argument("--model", type=pathname, nargs=2, action="append", required=True, metavar=("YAML", "WEIGHTS"),
-                   help="a configuration and its weights; may be repeated")  # fmt: skip
+    program.add_models(p)
     p.add_argument("--samples", type=int, default=1000, metavar="K", help="for the posterior, if there is a z (1000)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of the characters and the samples (0)")
     return program.status(execute, p.parse_args(arguments))
@@ -44,13 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Draw and write.  Raises UserError, DataError, OSError."""
     blocks, first = {}, None
-    for path, weights in args.model:
-        config = configuration.load(path, configuration.overrides(args.root))
-        model = program.load_model(config, argparse.Namespace(device=args.device, checkpoint=weights), stop)
-        images = parsers.test_images(config, next(model.parameters()).device)
+    for name, _, model, images in program.models(args, stop):
         noise = StepNoise(images.images.device, "drawings", args.seed)
         shown = one_of_each(images, _CHARACTERS, args.seed).memory.movedim(1, 0)  # [characters, 1, H, W]
-        blocks[f"{path.stem}: {model.pictured}"] = model.sample(shown, noise, _DRAWINGS)[0].transpose(0, 1)
+        blocks[f"{name}: {model.pictured}"] = model.sample(shown, noise, _DRAWINGS)[0].transpose(0, 1)
         first = first or (model, images, shown, noise)
     assert first is not None  # one is required
     model, images, shown, noise = first
@@ -66,8 +59,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
 
 def one_of_each(images: ClassImages, number: int, seed: int) -> Episodes:
     """A memory of one image of each of so many classes, with another image of each as a target."""
-    spec = EpisodeSpec(timesteps=number, exact=True, max_img_per_class=1, targets_per_memory=number)
-    return EpisodeLoader(images, spec, number, seed, f"one of each of {number}").at(0)
+    return program.one_of_each(images, number, seed, f"one of each of {number}").at(0)
 
 
 def draw_samples(shown: Tensor, blocks: dict[str, Tensor]) -> bytes:

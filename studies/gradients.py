@@ -23,6 +23,7 @@ import config as configuration
 import parsers
 from config import Config
 from models.base import MemoryModel
+from reports.cells import images_described
 from run import leave, pathname
 from runtime.errors import UserError
 from runtime.randomness import StepNoise
@@ -149,13 +150,11 @@ _LINE = (
 
 def markdown(rows: Sequence[program.Row], config: Config) -> str:
     """The rows for people."""
-    data = config.train_data
     return program.markdown(
         f"Gradient of all weights on {rows[0]['batches']} training batches of {rows[0]['batch_size']} targets, two "
-        f"draws of the samples for each; {data.kind}, {data.split} split, {data.resize} x {data.resize} by "
-        f"{data.resample}. Noise: variance given the batch (trace of the covariance); to the first: ratio on the same "
-        "batches; batches: variance of the mean between batches; signal: squared norm of the mean. ± one standard "
-        "error.",
+        f"draws of the samples for each; {images_described(config.train_data)}. Noise: variance given the batch (trace "
+        "of the covariance); to the first: ratio on the same batches; batches: variance of the mean between batches; "
+        "signal: squared norm of the mean. ± one standard error.",
         "estimator | noise | ± s.e. | to the first | ± s.e. | batches | signal",
         map(_LINE.format_map, rows),
     )

@@ -12,19 +12,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
-import config as configuration
-import parsers
 from config import Config
 from data.composition import EpisodeSpec
 from data.episodes import GridEpisodes, spread_targets
 from data.images import ClassImages
-from evaluator import METRICS, PerTarget, importance_bounds, log_likelihoods, sizes_at_once
+from evaluator import PerTarget, evaluate_cell, sizes_at_once
 from models.base import MemoryModel
+from reports.cells import images_described, metric_of
 from reports.estimates import estimate
 from reports.plots import png
-from run import leave, pathname
+from run import leave
 from runtime.signals import StopRequest
 from studies import program
 
@@ -34,8 +31,7 @@ _AT_ONCE = 128  # images of all memories of a batch, at most, but for a memory t
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("many_classes", __doc__)
-    p.add_argument("--model", type=pathname, nargs=2, action="append", required=True, metavar=("YAML", "WEIGHTS"),
-                   help="a configuration and its weights; may be repeated")  # fmt: skip
+    program.add_models(p)
     p.add_argument("--targets", type=int, default=100, metavar="N", help="spread over the classes (100)")
     p.add_argument("--most", type=int, default=256, metavar="C", help="classes in the largest memory (256)")
     p.add_argument("--images", type=int, nargs="+", default=[1, 4], metavar="N", help="of each class (1 4)")
@@ -45,20 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     rows: list[program.Row] = []
-    for path, weights in args.model:
-        config = configuration.load(path, configuration.overrides(args.root))
-        model = program.load_model(config, argparse.Namespace(device=args.device, checkpoint=weights), stop)
-        images = parsers.test_images(config, next(model.parameters()).device)
-        memories = {f"{classes} x {each}": (classes, each) for each in args.images for classes in powers(args.most)}
+    memories = {f"{classes} x {each}": (classes, each) for each in args.images for classes in powers(args.most)}
+    for name, config, model, images in program.models(args, stop):
         found = program.resumed(
-            args.output / f"{path.stem}.npz",
+            args.output / f"{name}.npz",
             model,
             config,
             {"targets": args.targets, "images": images.digest()},
             memories,
-            partial(evaluate_named, model, config, images, memories, args.targets),
+            partial(evaluate, model, config, images, args.targets, memories),
         )
-        rows += [summarised(path.stem, config, *memories[name], values) for name, values in found.items()]
+        rows += [summarised(name, config, *memories[cell], values) for cell, values in found.items()]
     program.write(args.output, "many_classes", rows, markdown(rows, config), draw(rows))
 
 
@@ -70,34 +63,22 @@ def powers(most: int) -> list[int]:
 # --- values of every target -------------------------------------------------------------------------------------------
 
 
-def evaluate_named(
+def evaluate(
     model: MemoryModel,
     config: Config,
     images: ClassImages,
-    memories: Mapping[str, tuple[int, int]],
     targets: int,
+    memories: Mapping[str, tuple[int, int]],
     name: str,
 ) -> PerTarget:
+    """What a test computes with the memories of this name: so many classes, so many images of each."""
     classes, each = memories[name]
-    return evaluate(model, config, images, classes, each, targets)
-
-
-@torch.no_grad()
-def evaluate(
-    model: MemoryModel, config: Config, images: ClassImages, classes: int, each: int, targets: int
-) -> PerTarget:
-    """What a test computes, with `each` images of each of `classes` classes in every memory."""
-    spec = EpisodeSpec(timesteps=classes * each, exact=True, max_img_per_class=each)
-    key = ("many classes", config.test_spec.seed, f"{classes} x {each}")
-    chosen = spread_targets(images.counts, targets)
-    episodes = GridEpisodes(images, spec, chosen, config.test_spec.seed, key[-1])
-    k = config.test_spec.samples
-    at_once, chunk = sizes_at_once(images.images.device, max(1, _AT_ONCE // spec.timesteps), config.test_spec.chunk)
-    parts = []
-    for positions in torch.arange(len(episodes)).split(at_once):
-        batch = episodes.batch(positions)
-        parts.append(importance_bounds(model, batch, key, k, chunk) if k else log_likelihoods(model, batch))
-    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in METRICS}
+    spec, seed = EpisodeSpec(timesteps=classes * each, exact=True, max_img_per_class=each), config.test_spec.seed
+    episodes = GridEpisodes(images, spec, spread_targets(images.counts, targets), seed, name)
+    batch = max(1, _AT_ONCE // spec.timesteps)
+    batch, chunk = sizes_at_once(images.images.device, batch, config.test_spec.chunk)
+    key = ("many classes", seed, name)
+    return evaluate_cell(model, episodes, key, config.test_spec.samples, batch, chunk, lambda done: None)
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -107,10 +88,9 @@ def summarised(name: str, config: Config, classes: int, each: int, values: PerTa
     """Means in which every class counts the same."""
     bound = estimate(-values["bound"], values["target_class"])
     means = {of: estimate(values[of], values["target_class"]).mean for of in ("kl_a", "address_accuracy")}
-    k, log_m = config.test_spec.samples, math.log(classes * each)
-    metric = "NLL" if k is None else f"ELBO@{k}"
+    metric = metric_of(config.test_spec.samples)
     row = {"model": name, "classes": classes, "each": each, "metric": metric, "nats": bound.mean}
-    return {**row, "stderr": bound.stderr, **means, "log_m": log_m, "targets": len(values["bound"])}
+    return {**row, "stderr": bound.stderr, **means, "log_m": math.log(classes * each), "targets": len(values["bound"])}
 
 
 _LINE = (
@@ -121,12 +101,10 @@ _LINE = (
 
 def markdown(rows: Sequence[program.Row], config: Config) -> str:
     """The rows for people."""
-    data = config.test_data
     return program.markdown(
-        f"Memories of many classes that the model has never seen, one of them the target's: {data.kind}, {data.split} "
-        f"split, {data.resize} x {data.resize} by {data.resample}, {rows[0]['targets']} targets, never in their "
-        "memory. Nats per image, lower is better, ± standard error; address accuracy: the posterior mass on images of "
-        "the target's class.",
+        "Memories of many classes that the model has never seen, one of them the target's: "
+        f"{images_described(config.test_data)}, {rows[0]['targets']} targets, never in their memory. Nats per image, "
+        "lower is better, ± standard error; address accuracy: the posterior mass on images of the target's class.",
         "model | classes | images of each | metric | nats | KL(a) | log M | address accuracy",
         map(_LINE.format_map, rows),
     )

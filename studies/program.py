@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from tqdm import tqdm
 
 import commands
 import config as configuration
+import parsers
 from config import Config
+from data.composition import EpisodeSpec
+from data.episodes import EpisodeLoader
+from data.images import ClassImages
 from models.base import MemoryModel
 from reports.tables import comma_separated
 from run import Parser, device, pathname
@@ -44,6 +48,26 @@ def add_cell(p: Parser, classes: int, targets: int = 200) -> None:
     p.add_argument("--memory", type=int, default=5, metavar="M", help="images in a memory (5)")
     p.add_argument("--targets", type=int, default=targets, metavar="N",
                    help=f"targets, spread over the classes ({targets})")  # fmt: skip
+
+
+def add_models(p: Parser) -> None:
+    """The argument that names the models of `models`."""
+    p.add_argument("--model", type=pathname, nargs=2, action="append", required=True, metavar=("YAML", "WEIGHTS"),
+                   help="a configuration and its weights; may be repeated")  # fmt: skip
+
+
+def models(args: argparse.Namespace, stop: StopRequest) -> Iterator[tuple[str, Config, MemoryModel, ClassImages]]:
+    """Name, configuration, model and test images of each --model.  Raises UserError, DataError."""
+    for path, weights in args.model:
+        config = configuration.load(path, configuration.overrides(args.root))
+        model = load_model(config, argparse.Namespace(device=args.device, checkpoint=weights), stop)
+        yield path.stem, config, model, parsers.test_images(config, next(model.parameters()).device)
+
+
+def one_of_each(images: ClassImages, classes: int, seed: int, name: str) -> EpisodeLoader:
+    """Memories of one image of each of so many classes; another image of each is a target."""
+    spec = EpisodeSpec(timesteps=classes, exact=True, max_img_per_class=1, targets_per_memory=classes)
+    return EpisodeLoader(images, spec, classes, seed, name)
 
 
 def cell_overrides(args: argparse.Namespace) -> list[str]:
