@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from models.vma.likelihood import ImageLikelihood, LatentFreeImageLikelihood
 from models.vma.model import VMA
 from models.vma.posteriors import AddressPosterior, LatentPosterior
 from models.vma.priors import AddressPrior, LatentPrior
+from models.vma.shifts import Shifts
 from runtime.errors import DataError, UserError
 from runtime.randomness import Shard, seed_of
 
@@ -156,23 +158,24 @@ def build_model(config: Config, device: torch.device) -> MemoryModel:
     """The model with weights drawn by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", config.train_spec.seed))
-        model = _vma(config.model, config.train_spec, config.train_data.resize)
+        model = _vma(config.model, config.train_spec, config.train_data.resize, config.test_spec.addresses)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _vma(model: ModelConfig, spec: TrainSpec, side: int) -> VMA:
+def _vma(model: ModelConfig, spec: TrainSpec, side: int, addresses: int | None) -> VMA:
     networks = AUTOENCODERS[model.autoencoder.kind](**model.autoencoder.model_dump(exclude={"kind"}))
     likelihood = LIKELIHOODS[model.likelihood](model)
     latent, hidden = model.latent_dim, model.head_hidden
     code = latent or model.matching_dim  # of the memory image
     features = 2 * code
-    image_likelihood = ImageLikelihood if latent else LatentFreeImageLikelihood
+    shifts = Shifts(model.max_shift)
+    p_x = ImageLikelihood if latent else partial(LatentFreeImageLikelihood, shifts=shifts)
     return VMA(
         address_encoder=networks.address_encoder(side, model.matching_dim),
         encoder=networks.encoder(side, features),
         p_a=AddressPrior(model.num_dummies, learned=model.address_prior == "learned"),
         p_z=LatentPrior(features, latent, hidden),
-        p_x=image_likelihood(networks.decoder(side, latent + code, likelihood.channels), likelihood, features, code),
+        p_x=p_x(networks.decoder(side, latent + code, likelihood.channels), likelihood, features, code),
         q_a=AddressPosterior(scaled=model.address_scale == "sqrt"),
         q_z=LatentPosterior(features, latent, hidden),
         side=side,
@@ -181,6 +184,8 @@ def _vma(model: ModelConfig, spec: TrainSpec, side: int) -> VMA:
         objective=spec.objective,
         use_dreg=spec.z_gradient == "dreg",
         gradient_samples=spec.gradient_samples,
+        shifts=shifts,
+        summed_addresses=addresses,
     )
 
 

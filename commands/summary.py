@@ -9,6 +9,7 @@ from config import Config
 from config.constraints import episode_spec
 from data.images import ClassImages
 from parsers import TrainingImages
+from reports.cells import log_likelihood_of
 from runtime.processes import Processes
 
 
@@ -38,7 +39,7 @@ def of_test(
     spec, cells = config.test_spec, config.test_cells
     grid = f"M = {_listed(spec.test_params.timesteps)}", f"C = {_listed(spec.test_params.max_batch_cls)}"
     targets = spec.targets or len(images.images)
-    bound = "the exact log-likelihood" if spec.samples is None else f"the bound of {spec.samples:,} samples"
+    bound = f"the bound of {spec.samples:,} samples" if spec.samples else log_likelihood_of(config)
     return (
         f"{_machine(device, processes)}; {_parameters(model)}, of {weights}\n"
         f"{_counted(images)} to test on; {grid[0]} images in a memory, of {grid[1]} classes at most\n"

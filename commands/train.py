@@ -5,7 +5,7 @@ import importlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from trainer import EVIDENCE, PREVIOUS_STATE, STATE, NonFiniteError, Trainer, Tr
 
 _log = logging.getLogger(__name__)
 
+_OF_SHIFTS = ("p_s.", "q_s.")
+
 
 def run(session: Session, restart: bool = False) -> None:
     """Train; the last state of an earlier run is resumed, or replaced with `restart`."""
@@ -43,7 +45,7 @@ def run(session: Session, restart: bool = False) -> None:
         weights = on_main(lambda: initial_weights(config)) if begins else None
         trainer = build_trainer(session, announce=True)
         if weights is not None:
-            trainer.load_weights(weights)
+            trainer.load_weights(_with_shifts_of(trainer.model, weights))
         on_main(lambda: _prepare_files(config, restart))
         session.restarted = True
         if state is not None:
@@ -178,7 +180,7 @@ def initial_weights(config: Config) -> dict[str, Tensor]:
     if not path.exists():
         raise DataError(f"train_spec.init_from: {path}: there is no such checkpoint; train it first, or {way_out}")
     try:
-        state = load_matching(path, config, configuration.NETWORK_KEYS)
+        state = load_matching(path, config, configuration.INITIAL_KEYS)
         refuse_test_classes(path, state, config)
     except UserError as error:
         raise type(error)(f"train_spec.init_from: {error}\n{way_out}") from None
@@ -187,6 +189,13 @@ def initial_weights(config: Config) -> dict[str, Tensor]:
         problem = "trained on other classes, so that those held out now may be among them; hold out the same, or none"
         raise UserError("\n  ".join([f"train_spec.init_from: {path}: {problem}:", *choice]))
     return state["model"]
+
+
+def _with_shifts_of(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights`, those of shifts as they are in `model` where these are others: `max_shift` may differ."""
+    own = {name: w for name, w in model.state_dict().items() if name.startswith(_OF_SHIFTS)}
+    fits = {n: w for n, w in weights.items() if not n.startswith(_OF_SHIFTS) or (n in own and own[n].shape == w.shape)}
+    return own | fits
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ MAY_CHANGE_ON_RESUME = (
     "train_data.iter", "val_data.root", "test_data", "test_spec",
 )  # fmt: skip
 
-# What must agree between a checkpoint and the config that goes on from its weights.
-NETWORK_KEYS = (
+# What must agree between a checkpoint and the config that begins with its weights.
+INITIAL_KEYS = (
     "model.kind", "model.autoencoder", "model.likelihood", "model.latent_dim", "model.matching_dim",
     "model.num_dummies", "model.address_prior", "model.address_scale", "model.head_hidden", "model.causal",
     "test_data.resize",
@@ -24,7 +24,7 @@ NETWORK_KEYS = (
 
 # What must agree between a checkpoint and the config it is tested with; classes of one split's test are among those of
 # the other's training.
-MODEL_KEYS = (*NETWORK_KEYS, "test_data.resample", "test_data.split")
+MODEL_KEYS = (*INITIAL_KEYS, "model.max_shift", "test_data.resample", "test_data.split")
 
 # What chooses the classes that are trained on and held out.
 HELD_OUT_KEYS = (

@@ -164,6 +164,12 @@ def _metric(model: ModelConfig, test_spec: TestSpec) -> Iterator[Problem]:
         yield "test_spec.metric", f"{text}; use elbo, or latent_dim 0"
 
 
+def _shift(model: ModelConfig) -> Iterator[Problem]:
+    if model.max_shift and model.latent_dim:
+        text = f"{model.max_shift} moves what the decoder makes of a picked image, which is all it sees without a z"
+        yield "model.max_shift", f"{text}; use 0, or latent_dim 0"
+
+
 def _files(train_spec: TrainSpec, test_spec: TestSpec) -> Iterator[Problem]:
     """Files that are written must not be written over, and be read as what they are."""
     weights, table, log = train_spec.checkpoint_path, test_spec.output_file, train_spec.log_file
@@ -177,5 +183,5 @@ def _files(train_spec: TrainSpec, test_spec: TestSpec) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _train_data, _val_data, _test_data, _test_grid, _without_dummies, _samples, _warmup, _scheduler, _subset, _metric,
-    _files,
+    _shift, _files,
 )  # fmt: skip

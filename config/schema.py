@@ -233,6 +233,9 @@ class ModelConfig(Section):
     address_scale: Literal["none", "sqrt"] = key(
         "none", "sqrt: dot products are divided by the square root of matching_dim"
     )
+    max_shift: Annotated[Natural, Field(le=8)] = key(
+        0, "pixels by which an address may move the picked image, down and right; needs latent_dim 0"
+    )
     head_hidden: Natural = key(0, "width of a hidden layer in q(z | x, m_a) and p(z | m_a); 0: linear, as published")
 
 
@@ -368,6 +371,9 @@ class TestSpec(Section):
     gpus: Gpus = key("auto", "as in train_spec")
     test_params: TestParams = key(..., "the grid: one cell for every pair of the two")
     importance_num: Positive = key(1000, "K")
+    addresses: Positive | None = key(
+        None, "of nll, sum over so many addresses only, the likeliest under q(a | M, x): a bound; null: all"
+    )
     targets: Positive | None = key(None, "targets per cell, spread evenly over classes; null: every image once")
     subset: Literal["test", "train", "held_out"] = key("test", "the classes of targets and memories")
     own_class: bool = key(True, "false: a control, memories of other classes only")

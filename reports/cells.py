@@ -168,6 +168,13 @@ def described(config: Config) -> str:
     return f"{images_described(data)}; {of}C = up to that many classes in a memory, M = images in it, {images}"
 
 
+def log_likelihood_of(config: Config) -> str:
+    """Whether it is exact."""
+    if (n := config.test_spec.addresses) is None:
+        return "the log-likelihood, an exact sum over addresses"
+    return f"a bound of the log-likelihood, the sum over the {n} likeliest addresses"
+
+
 def images_described(data: DataConfig) -> str:
     """Data set, split and size."""
     split = f" {data.split} split," if "split" in DATA_SETS[data.kind].reads else ""

@@ -15,7 +15,16 @@ from pathlib import Path
 
 import config as configuration
 from config import Config
-from reports.cells import Row, described, load_cells, load_class_names, load_weights_digest, metric, table_rows
+from reports.cells import (
+    Row,
+    described,
+    load_cells,
+    load_class_names,
+    load_weights_digest,
+    log_likelihood_of,
+    metric,
+    table_rows,
+)
 from reports.plots import result_plot
 from reports.published import CAVEATS, SIZES, published
 from runtime.errors import DataError, UserError, status_of
@@ -57,7 +66,7 @@ def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
     known = published(config)
     exact = "NLL" in rows[0]
     header = ["C", "M", metric(rows), *(title for _, title, _ in _METRICS), "targets", *known]
-    of = "the log-likelihood, an exact sum over addresses" if exact else "the importance-weighted bound"
+    of = log_likelihood_of(config) if exact else "the importance-weighted bound"
     lines = [
         f"{metric(rows)}: minus {of}, nats per image, lower is better. {described(config)}. {_COUNTED}",
         "",

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from autoencoders.base import Decoder
-from autoencoders.features import Features, FeaturesAt, gather_maps
+from autoencoders.features import Features, FeaturesAt
 from models.base import Likelihood, Noise
+from models.vma.shifts import Shifts
 
 PAIRS_STORED = 2048  # with more pairs, activations are recomputed for the gradient instead of being stored
+PAIRS_AT_ONCE = {"cpu": 24, "cuda": 4096}  # without a gradient; on a CPU as many as fit its caches
 
 
 class ImageLikelihood(nn.Module):
@@ -59,30 +61,44 @@ class ImageLikelihood(nn.Module):
 class LatentFreeImageLikelihood(ImageLikelihood):
     """p(x|m_a), without a z: a memory image is decoded once, and only the likelihood is computed for every pair.
 
-    A pair is a target and an image that was picked for it, however often.  The only map that `precompute` returns is
-    the decoder's output, so `m_a.maps[0]` are parameters of pixels here.
+    A pair is a target and an image that was picked for it, moved by a shift, however often.  The only map that
+    `precompute` returns is the decoder's output, so `m_a.maps[0]` are parameters of pixels here.
     """
+
+    def __init__(
+        self, decoder: Decoder, likelihood: Likelihood, features: int, code: int, shifts: Shifts = Shifts(0)
+    ) -> None:
+        super().__init__(decoder, likelihood, features, code)
+        self.shifts = shifts
 
     def precompute(self, vector: Tensor, maps: Sequence[Tensor]) -> Features:
         parameters = self.decoder(self.memory_code(F.relu(vector)), super().precompute(vector, maps).maps)
         return Features(vector, (parameters.to(vector.dtype),))  # [N, C, H, W]
 
     def decode(self, z: Tensor, m_a: FeaturesAt) -> Tensor:
-        return m_a.maps[0].unflatten(0, m_a.rows.shape)
+        if m_a.shift is None:
+            return m_a.maps[0].unflatten(0, m_a.rows.shape)
+        rows, shift = m_a.rows.flatten(), m_a.shift.flatten()
+        return self.shifts.move(m_a.table.maps[0], rows, shift).unflatten(0, m_a.rows.shape)
 
     def log_prob(self, x: Tensor, context: Tensor | None, z: Tensor, m_a: FeaturesAt) -> Tensor:
-        images, targets = len(m_a.table.vector), math.prod(x.shape[:2])
-        which = torch.arange(targets, device=x.device).view(x.shape[:2])
-        pairs, back = (which * images + m_a.rows).unique(return_inverse=True)  # [P], [K, G, T]
-        (parameters,), x = m_a.table.maps, x.flatten(0, 1)
+        images, targets, shifts = len(m_a.table.vector), math.prod(x.shape[:2]), len(self.shifts)
+        which = torch.arange(targets, device=x.device).view(x.shape[:2]) * images + m_a.rows
+        which = which if m_a.shift is None else which * shifts + m_a.shift
+        pairs, back = which.unique(return_inverse=True)  # [P], [K, G, T]
+        x = x.flatten(0, 1)
         context = context if context is None else context.flatten(0, 1)
 
         def log_prob(pairs: Tensor) -> Tensor:
-            target, row = pairs // images, pairs % images
-            paired = gather_maps(parameters, row)[None, None]  # [1, 1, P, C, H, W]
+            shift = None if m_a.shift is None else pairs % shifts
+            picked = pairs if shift is None else pairs // shifts
+            target = picked // images
+            paired = self.decode(z, FeaturesAt(m_a.table, picked % images, shift))[None, None]  # [1, 1, P, C, H, W]
             of_target = context if context is None else context.index_select(0, target)[None]
             return self.likelihood.log_prob(paired, x.index_select(0, target)[None], of_target).flatten()
 
+        if not torch.is_grad_enabled():
+            return torch.cat([log_prob(chunk) for chunk in pairs.split(PAIRS_AT_ONCE[x.device.type])])[back]
         chunks = pairs.split(PAIRS_STORED)
         if len(chunks) == 1:
             return log_prob(pairs)[back]

@@ -3,8 +3,8 @@
     p(x|M) = sum_a p(a|M) int p(z|m_a) p(x|z,m_a) dz        q(a,z|M,x) = q(a|M,x) q(z|x,m_a)
 
 `K` importance samples · `G` memories · `T` targets that share one memory · `M` images in a memory · `S` slots, M and
-the dummies · `N` images encoded · `D` features · `Z` latent · `H W` image.  K leads, so broadcasting replaces
-repetition.
+the dummies · `A` addresses, which are slots, or with shifts those of every image · `N` images encoded · `D` features ·
+`Z` latent · `H W` image.  K leads, so broadcasting replaces repetition.
 """
 
 import math
@@ -32,6 +32,7 @@ from models.vma.sampling import (
     sample_categorical,
     sample_normal,
 )
+from models.vma.shifts import ShiftPosterior, ShiftPrior, Shifts
 
 DECODES_AT_ONCE = 8192
 
@@ -44,16 +45,22 @@ class EncodedMemory:
     images, then the dummies, which all memories share.
     """
 
+    memory: Tensor  # [G, M, H, W]
     images: Tensor  # [N, H, W]
     slots: Tensor  # [G, S]
     embeddings: Tensor  # [G, S, matching]
-    p_a: Categorical  # logits [G, 1, S]
+    p_a: Categorical  # logits [G, 1, A]
     features: Features | None  # of the N images, where they were to be precomputed
 
-    def rows(self, a: Tensor) -> Tensor:
-        """The rows [K, G, T] of the picked slots a [K, G, T]."""
-        group = torch.arange(len(self.slots), device=a.device).unsqueeze(1)  # [G, 1]
-        return self.slots[group, a]
+    @property
+    def size(self) -> int:
+        """M."""
+        return self.memory.shape[1]
+
+    def rows(self, slots: Tensor) -> Tensor:
+        """The rows [K, G, T] of the picked slots [K, G, T]."""
+        group = torch.arange(len(self.slots), device=slots.device).unsqueeze(1)  # [G, 1]
+        return self.slots[group, slots]
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class EncodedTargets:
     """What does not depend on the samples."""
 
     x: Tensor  # [G, T, H, W]
-    q_a: Categorical  # q(a|M,x), logits [G, T, S]
+    q_a: Categorical  # q(a|M,x), logits [G, T, A]
     features: Tensor  # [G, T, D]
     context: Tensor | None  # what the likelihood needs of x
 
@@ -119,6 +126,8 @@ class VMA(MemoryModel):
         objective: "vimco" samples addresses, "marginal" sums over all of them.
         use_dreg: take the doubly reparameterised gradient for q(z|x,m_a).
         gradient_samples: through how many samples of a target the gradient goes: "all", or 1.
+        shifts: of picked images; with more than one, `p_s` and `q_s` are their distributions.
+        summed_addresses: how many addresses `log_likelihood` sums over; None: all.
     """
 
     def __init__(
@@ -137,11 +146,16 @@ class VMA(MemoryModel):
         objective: str,
         use_dreg: bool = False,
         gradient_samples: int | str = "all",
+        shifts: Shifts = Shifts(0),
+        summed_addresses: int | None = None,
     ) -> None:
         super().__init__()
         self.address_encoder, self.encoder = address_encoder, encoder
         self.p_a, self.p_z, self.p_x = p_a, p_z, p_x
         self.q_a, self.q_z, self.latent = q_a, q_z, q_z.head.latent
+        self.shifts, self.summed_addresses = shifts, summed_addresses
+        if shifts.most:
+            self.p_s, self.q_s = ShiftPrior(shifts), ShiftPosterior(shifts)
         # Small noise: dummies that start equal have equal gradients and never separate.
         self.dummies = nn.Parameter(0.1 * torch.rand(num_dummies, side, side))
         self.importance_num, self.objective = importance_num, objective
@@ -163,7 +177,10 @@ class VMA(MemoryModel):
         # not `[slots]`, whose gradient adds up in an order that changes from run to run with several threads
         embedded = self.address_encoder(images)[0].to(memory.dtype).index_select(0, slots.flatten())
         features = self._features(images) if precompute_features else None
-        return EncodedMemory(images, slots, embedded.unflatten(0, slots.shape), self.p_a(g, size), features)
+        p_a = self.p_a(g, size)
+        if self.shifts.most:
+            p_a = self.shifts.joint(p_a, self.p_s(), size)
+        return EncodedMemory(memory, images, slots, embedded.unflatten(0, slots.shape), p_a, features)
 
     def encode_targets(self, x: Tensor, m: EncodedMemory) -> EncodedTargets:
         """Encode the targets x [G, T, H, W] and address the memory with them."""
@@ -172,6 +189,8 @@ class VMA(MemoryModel):
             return encoder(x.flatten(0, 1))[0].to(x.dtype).unflatten(0, x.shape[:2])
 
         q_a = self.q_a(encoded(self.address_encoder), m.embeddings)
+        if self.shifts.most:
+            q_a = self.shifts.joint(q_a, self.q_s(x, m.memory).to(x.dtype), m.size)
         features = encoded(self.encoder) if self.latent else x.new_empty(*x.shape[:2], 0)
         return EncodedTargets(x, q_a, features, self.p_x.context(x))
 
@@ -181,21 +200,22 @@ class VMA(MemoryModel):
         return self.p_x.precompute(vector.to(images.dtype), maps)
 
     def features_at(self, a: Tensor, m: EncodedMemory) -> FeaturesAt:
-        """m_a: the features of the picked slots a [K, G, T].
+        """m_a: the features behind the addresses a [K, G, T].
 
         Unless they were precomputed, a CPU encodes the distinct images that were picked; a GPU, which should not wait
         for how many these are, one for each pick or all of them, whichever is fewer.
         """
-        rows = m.rows(a)
+        rows = m.rows(self.shifts.slot(a, m.size))
+        shift = self.shifts.shift(a, m.size) if self.shifts.most else None
         if m.features is not None:
-            return FeaturesAt(m.features, rows)
+            return FeaturesAt(m.features, rows, shift)
         if rows.device.type == "cpu":
             picked, rows = rows.unique(return_inverse=True)
-            return FeaturesAt(self._features(m.images[picked]), rows)
+            return FeaturesAt(self._features(m.images[picked]), rows, shift)
         if rows.numel() < len(m.images):
             every = torch.arange(rows.numel(), device=rows.device).view_as(rows)
-            return FeaturesAt(self._features(m.images[rows.flatten()]), every)
-        return FeaturesAt(self._features(m.images), rows)
+            return FeaturesAt(self._features(m.images[rows.flatten()]), every, shift)
+        return FeaturesAt(self._features(m.images), rows, shift)
 
     # --- samples and their weights ------------------------------------------------------------------------------------
 
@@ -205,9 +225,14 @@ class VMA(MemoryModel):
         return Addresses(a, self.features_at(a, m), m.p_a, targets.q_a)
 
     def every_address(self, m: EncodedMemory, targets: EncodedTargets, k: int) -> Addresses:
-        """Each slot K times for each target, the slot running fastest: a [K S, G, T]."""
-        a = torch.arange(m.slots.shape[1], device=m.slots.device).repeat(k)
+        """Each address K times for each target, the address running fastest: a [K A, G, T]."""
+        a = torch.arange(m.p_a.logits.shape[-1], device=m.slots.device).repeat(k)
         a = a.view(-1, 1, 1).expand(-1, *targets.x.shape[:2])
+        return Addresses(a, self.features_at(a, m), m.p_a, None)
+
+    def likeliest_addresses(self, m: EncodedMemory, targets: EncodedTargets, n: int) -> Addresses:
+        """The n addresses of largest q(a|M,x), or all: a [n, G, T]."""
+        a = targets.q_a.logits.topk(min(n, targets.q_a.logits.shape[-1])).indices.movedim(-1, 0)
         return Addresses(a, self.features_at(a, m), m.p_a, None)
 
     def importance_samples(self, x: Tensor, m: EncodedMemory, targets: EncodedTargets, noise: Noise, k: int) -> Samples:
@@ -241,27 +266,35 @@ class VMA(MemoryModel):
         the activations of every address of every target need not be stored.
         """
 
-        def log_prob(z: Tensor, rows: Tensor) -> Tensor:
-            return self.p_x.log_prob(targets.x, targets.context, z, replace(m_a, rows=rows))
+        def log_prob(z: Tensor, m_a: FeaturesAt) -> Tensor:
+            return self.p_x.log_prob(targets.x, targets.context, z, m_a)
 
         size = max(1, DECODES_AT_ONCE // math.prod(z.shape[1:3]))
         if len(z) <= size:
-            return log_prob(z, m_a.rows)
-        chunks = zip(z.split(size), m_a.rows.split(size), strict=True)
+            return log_prob(z, m_a)
+        chunks = zip(z.split(size), m_a.split(size), strict=True)
         return torch.cat([checkpoint(log_prob, *chunk, use_reentrant=False) for chunk in chunks])
 
     def log_likelihood(self, m: EncodedMemory, targets: EncodedTargets) -> tuple[Tensor, EncodedTargets]:
         """log p(x|M) = log sum_a p(a|M) p(x|m_a), [G, T], nats; and the targets with p(a|M,x) as their q(a|M,x).
+
+        With `summed_addresses` a bound from below, the sum over those that q(a|M,x) finds likeliest.
 
         Raises:
             NotImplementedError: where there is a z.
         """
         if self.latent:
             return super().log_likelihood(m, targets)
-        a = self.every_address(m, targets, 1)
+        n = self.summed_addresses
+        a = self.every_address(m, targets, 1) if n is None else self.likeliest_addresses(m, targets, n)
+        return self._sum(a, targets)
+
+    def _sum(self, a: Addresses, targets: EncodedTargets) -> tuple[Tensor, EncodedTargets]:
+        """log sum_a p(a|M) p(x|m_a) over these addresses [n, G, T], and the targets with each one's part of it."""
         z = targets.x.new_empty(*a.a.shape, 0)
-        log_joint = (self._log_p_x(targets, z, a.m_a) + a.log_p_a).double()  # [S, G, T]
-        return log_joint.logsumexp(0), replace(targets, q_a=Categorical(logits=log_joint.movedim(0, -1)))
+        log_joint = (self._log_p_x(targets, z, a.m_a) + a.log_p_a).double()
+        of_all = log_joint.new_full((a.p_a.logits.shape[-1], *a.a.shape[1:]), -math.inf).scatter(0, a.a, log_joint)
+        return log_joint.logsumexp(0), replace(targets, q_a=Categorical(logits=of_all.movedim(0, -1)))
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -324,7 +357,7 @@ class VMA(MemoryModel):
         The dummies are of no class.
         """
         same = episodes.x_class.unsqueeze(2) == episodes.memory_class.unsqueeze(1)  # [G, T, M]
-        accuracy = (targets.q_a.probs[..., : same.shape[2]] * same).sum(-1)
+        accuracy = (self.shifts.of_slots(targets.q_a.probs, m.size)[..., : m.size] * same).sum(-1)
         return {"kl_a": kl_divergence(targets.q_a, m.p_a), "address_accuracy": accuracy}
 
     @torch.no_grad()
@@ -332,8 +365,8 @@ class VMA(MemoryModel):
         m = self.encode_memory(memory, precompute_features=True)
         targets = self.encode_targets(x, m)
         if not self.latent:
-            log_p, targets = self.log_likelihood(m, targets)
-            return Explanation(log_p, targets.q_a.probs, None)
+            log_p, targets = self._sum(self.every_address(m, targets, 1), targets)
+            return Explanation(log_p, self.shifts.of_slots(targets.q_a.probs, m.size), None)
         s = self.importance_samples(x, m, targets, noise, k)
         picked = F.one_hot(s.a, m.slots.shape[1])  # [K, G, T, S]
         p_a = (s.log_w.softmax(0).unsqueeze(-1) * picked).sum(0)
@@ -348,7 +381,7 @@ class VMA(MemoryModel):
         a = sample_categorical(m.p_a, noise.uniform("address", n, len(memory), 1))  # [n, G, 1]
         m_a = self.features_at(a, m)
         z = sample_normal(self.p_z(m_a.vector), noise)
-        return self.p_x.picture(z, m_a, noise).squeeze(2), a.squeeze(2)
+        return self.p_x.picture(z, m_a, noise).squeeze(2), self.shifts.slot(a, m.size).squeeze(2)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, memory: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -357,7 +390,8 @@ class VMA(MemoryModel):
         targets = self.encode_targets(x, m)
         addresses = self.sample_addresses(m, targets, noise, 1)
         z = sample_normal(self.q_z(targets.features, addresses.m_a.vector), noise)
-        return self.p_x.picture(z, addresses.m_a, noise).squeeze(0), addresses.a.squeeze(0)
+        slots = self.shifts.slot(addresses.a, m.size)
+        return self.p_x.picture(z, addresses.m_a, noise).squeeze(0), slots.squeeze(0)
 
     def slot_images(self, memory: Tensor) -> Tensor:
         """The images of each memory [G, M, H, W] and the dummies: [G, S, H, W]."""

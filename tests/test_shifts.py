@@ -1,0 +1,193 @@
+"""`max_shift`: an address names an image of the memory and by how many pixels it is moved."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.config import small_config
+from helpers.program import main
+from test_latent_free import batch, log_likelihood
+from torch import Tensor
+from torch.distributions import Categorical
+
+from autoencoders.features import FeaturesAt
+from config import ConfigError
+from models.vma.model import VMA
+from models.vma.shifts import ShiftPosterior, Shifts
+from runtime.randomness import StepNoise
+
+LATENT_FREE = ("model.likelihood=causal", "model.latent_dim=0", "test_spec.metric=nll")
+
+
+def moved(image: Tensor, down: int, right: int) -> Tensor:
+    """[..., H, W], pixel by pixel; beyond the border lies what lies at it."""
+    h, w = image.shape[-2:]
+    out = torch.empty_like(image)
+    for i, j in itertools.product(range(h), range(w)):
+        out[..., i, j] = image[..., min(max(i - down, 0), h - 1), min(max(j - right, 0), w - 1)]
+    return out
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., VMA]) -> VMA:
+    """With shifts by one pixel that are not equally likely."""
+    torch.manual_seed(0)
+    found = tiny_model("model.max_shift=1", latent=0, likelihood="causal", learned_prior=True, gain=0.5)
+    with torch.no_grad():
+        found.p_s.shift_logits.copy_(torch.randn(9))
+    return found
+
+
+def one_by_one(model: VMA, x: Tensor, memory: Tensor) -> Tensor:
+    """p(a) p(x|m_a) in log, [A, G, T]: every image moved by every shift, then the dummies."""
+    p_x, log_p_s = model.p_x, model.p_s.shift_logits.log_softmax(0)
+    log_joint = []
+    for g, t in itertools.product(range(x.shape[0]), range(x.shape[1])):
+        target, of_target = x[g : g + 1, t : t + 1], []
+        log_p_slot = model.p_a(1, memory.shape[1]).logits.flatten()
+        for slot, image in enumerate(model.slot_images(memory)[g]):
+            vector, maps = model.encoder(image.unsqueeze(0))
+            parameters = p_x.decoder(p_x.memory_code(vector.relu()), p_x.decoder.precompute_skips(maps))
+            is_dummy = slot >= memory.shape[1]
+            places = [(0, 0)] if is_dummy else list(itertools.product((-1, 0, 1), repeat=2))
+            for s, (down, right) in enumerate(places):
+                at = moved(parameters, down, right)[None, None]
+                log_p_x = p_x.likelihood.log_prob(at, target, p_x.likelihood.context(target)).squeeze()
+                of_target.append(log_p_slot[slot] + (0 if is_dummy else log_p_s[s]) + log_p_x)
+        log_joint.append(torch.stack(of_target))
+    return torch.stack(log_joint, 1).unflatten(1, x.shape[:2])
+
+
+@torch.no_grad()
+def test_log_likelihood_is_the_sum_over_images_and_shifts(model: VMA) -> None:
+    b = batch()
+    wanted = one_by_one(model, b.x, b.memory)
+    m = model.encode_memory(b.memory, precompute_features=True)
+    log_p, targets = model.log_likelihood(m, model.encode_targets(b.x, m))
+    torch.testing.assert_close(log_p, wanted.logsumexp(0), rtol=1e-10, atol=0)
+    posterior = (wanted - wanted.logsumexp(0)).movedim(0, -1)
+    torch.testing.assert_close(targets.q_a.logits, posterior, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(m.p_a.probs.sum(-1), torch.ones(2, 1, dtype=torch.float64))
+    found = model.explain(b.x, b.memory, StepNoise("cpu", 0), 1)
+    of_images = posterior.exp()[..., : 3 * 9].unflatten(-1, (3, 9)).sum(-1)
+    assert found.p_a is not None
+    torch.testing.assert_close(found.p_a[..., :3], of_images, rtol=1e-9, atol=1e-12)
+    same = b.x_class.unsqueeze(2) == b.memory_class.unsqueeze(1)
+    accuracy = model.metrics(m, targets, b)["address_accuracy"]
+    torch.testing.assert_close(accuracy, (of_images * same).sum(-1), rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def test_weights_of_many_samples_average_to_the_sum(model: VMA) -> None:
+    """So p(a) and q(a|M,x) of image and shift are both normalised, and a slot is decoded where it was moved to."""
+    b, k = batch(), 4000
+    model.q_s.log_scale.fill_(-5.0)  # undecided, else the weights have no variance to speak of
+    ratio = (model.log_weights(b.x, b.memory, StepNoise("cpu", 0), k) - log_likelihood(model, b)).exp()
+    assert ratio.std(0).max() > 0.01
+    assert ((ratio.mean(0) - 1).abs() <= 4.5 * ratio.std(0) / math.sqrt(k)).all()
+
+
+def test_gradient_of_a_moved_map_is_moved_back() -> None:
+    torch.manual_seed(0)
+    shifts, maps = Shifts(2), torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    rows, shift = torch.tensor([0, 2, 2, 1]), torch.tensor([0, 13, 24, 12])  # of 25: (-2, -2), (0, 1), (2, 2), (0, 0)
+    wanted = torch.stack([moved(maps[r], int(s) // 5 - 2, int(s) % 5 - 2) for r, s in zip(rows, shift, strict=True)])
+    found = shifts.move(maps, rows, shift)
+    assert torch.equal(found, wanted)
+    weights = torch.randn_like(found)
+    torch.testing.assert_close(
+        *(torch.autograd.grad((value * weights).sum(), maps)[0] for value in (found, wanted)), rtol=1e-12, atol=0
+    )
+
+
+def test_addresses_are_pairs_of_slot_and_shift() -> None:
+    shifts, images, dummies = Shifts(1), 3, 2
+    a = torch.arange(images * 9 + dummies)
+    pairs = [(i, s) for i in range(images) for s in range(9)] + [(images + d, 4) for d in range(dummies)]
+    assert list(zip(shifts.slot(a, images).tolist(), shifts.shift(a, images).tolist(), strict=True)) == pairs
+    slots, log_p = Categorical(logits=torch.randn(2, 1, 5)), torch.randn(2, 4, 3, 9).log_softmax(-1)
+    joint = shifts.joint(Categorical(logits=slots.logits.expand(2, 4, 5)), log_p, images)
+    torch.testing.assert_close(shifts.of_slots(joint.probs, images), slots.probs.expand(2, 4, 5))
+    torch.testing.assert_close(joint.logits[..., 9:18], slots.logits[..., 1:2] + log_p[:, :, 1])
+
+
+@torch.no_grad()
+def test_shift_posterior_is_the_softmax_of_correlations_and_finds_a_moved_copy() -> None:
+    torch.manual_seed(0)
+    q_s, memory = ShiftPosterior(Shifts(2)).double(), torch.zeros(1, 2, 20, 20, dtype=torch.float64)
+    memory[:, 0, 5:15, 8], memory[:, 0, 9, 6:14], memory[:, 1, 6:12, 6:12] = 1, 1, 1
+    x = torch.stack([moved(memory[0, 0], 2, -1), moved(memory[0, 1], -1, 0)])[None]
+    log_q = q_s(x, memory)
+    f_x, f_m = q_s.features(x[0].unsqueeze(1)), q_s.features(memory[0].unsqueeze(1))
+    for t, i in itertools.product(range(2), range(2)):
+        products = []
+        for down, right in itertools.product(range(-2, 3), repeat=2):
+            inside = torch.zeros_like(f_m[i])  # nothing comes in from beyond the border
+            for row, column in itertools.product(range(20), range(20)):
+                if 0 <= row - down < 20 and 0 <= column - right < 20:
+                    inside[:, row, column] = f_m[i, :, row - down, column - right]
+            products.append((f_x[t] * inside).sum() * q_s.log_scale.exp())
+        torch.testing.assert_close(log_q[0, t, i], torch.stack(products).log_softmax(0), rtol=1e-9, atol=1e-9)
+    assert log_q[0, 0, 0].argmax() == 5 * (2 + 2) + (2 - 1)
+    assert log_q[0, 1, 1].argmax() == 5 * (2 - 1) + (2 + 0)
+
+
+@torch.no_grad()
+def test_the_sum_over_likeliest_addresses_is_a_bound(model: VMA) -> None:
+    b = batch()
+    m = model.encode_memory(b.memory)
+    targets, exact = model.encode_targets(b.x, m), log_likelihood(model, b)
+    order, log_joint = targets.q_a.logits.argsort(-1, descending=True), one_by_one(model, b.x, b.memory).movedim(0, -1)
+    for n in (1, 5, 28, 29, 1000):
+        model.summed_addresses = n
+        bound, found = model.log_likelihood(m, targets)
+        wanted = log_joint.gather(-1, order[..., :n]).logsumexp(-1)
+        torch.testing.assert_close(bound, wanted, rtol=1e-10, atol=0)
+        assert (bound <= exact + 1e-9).all()
+        assert (found.q_a.probs > 0).sum(-1).eq(min(n, 29)).all()
+        assert model.metrics(m, found, b)["kl_a"].isfinite().all()
+    torch.testing.assert_close(bound, exact)
+
+
+def test_every_part_learns_by_vimco_and_pictures_show_slots(model: VMA) -> None:
+    b = batch(t=4)
+    model.loss(b, StepNoise("cpu", 0))[0].backward()
+    of_shifts = dict(model.p_s.named_parameters()) | dict(model.q_s.named_parameters())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in of_shifts.values())
+    samples, picked = model.sample(b.memory, StepNoise("cpu", 0), 20)
+    _, slots = model.reconstruct(b.x, b.memory, StepNoise("cpu", 0))
+    assert samples.shape[:2] == picked.shape == (20, 2)
+    assert picked.max() <= 4 and slots.max() <= 4
+
+
+@torch.no_grad()
+def test_pictures_are_drawn_from_the_moved_image(model: VMA) -> None:
+    b, (row, middle) = batch(g=1), (torch.tensor([[[1]]]), torch.tensor([[[4]]]))
+    features = model.encode_memory(b.memory, precompute_features=True).features
+    assert features is not None
+    z = torch.empty(1, 1, 1, 0, dtype=torch.float64)
+    plain = model.p_x.decode(z, FeaturesAt(features, row, middle))
+    assert torch.equal(plain, model.p_x.decode(z, FeaturesAt(features, row)))
+    assert torch.equal(model.p_x.decode(z, FeaturesAt(features, row, torch.tensor([[[6]]]))), moved(plain, 1, -1))
+
+
+def test_it_trains_tests_and_begins_with_weights_without_shifts(tmp_path: Path) -> None:
+    plain, shifted = tmp_path / "plain", tmp_path / "shifted"
+    assert main(plain, "--train", *LATENT_FREE, "train_spec.steps=2") == 0
+    begun = (*LATENT_FREE, "model.max_shift=1", "train_spec.steps=1", "train_spec.lr=1e-9")
+    bounded = ("test_spec.addresses=12", "test_spec.test_params.timesteps=[0, 3]")
+    assert main(shifted, "--train", "--test", "--sample", *begun, *bounded, f"train_spec.init_from={plain}/vma.pt") == 0
+    then, now = (torch.load(path / "vma.pt", weights_only=True)["model"] for path in (plain, shifted))
+    assert all((now[name] - then[name]).abs().max() < 1e-7 for name in then)
+    assert {name for name in now if name not in then} == {"p_s.shift_logits", "q_s.features.weight", "q_s.log_scale"}
+    text = (shifted / "table.md").read_text()
+    assert "a bound of the log-likelihood, the sum over the 12 likeliest addresses" in text
+    assert main(plain, "--test", *LATENT_FREE, "model.max_shift=1") == 2  # other weights are needed
+
+
+def test_a_shift_needs_a_model_without_z(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.max_shift: 2 moves .*; use 0, or latent_dim 0"):
+        small_config(tmp_path, "model.max_shift=2")
