@@ -73,3 +73,13 @@ def test_commands_name_what_is_there(page: str, command: str, monkeypatch: pytes
             assert args.checkpoint.parts[0] == "runs" or args.checkpoint.exists()
     else:
         assert Path(program).exists()
+
+
+def test_every_failure_names_a_test_that_is_there() -> None:
+    rows = re.findall(r"^\| [^*].*\|$", (ROOT / "docs" / "failures.md").read_text(), re.MULTILINE)[1:]
+    tests = {
+        name
+        for file in ROOT.glob("tests/**/test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert rows and not [row for row in rows if not (named := re.findall(r"`(test_\w+)`", row)) or set(named) - tests]
