@@ -1,16 +1,21 @@
 """The command line: parse arguments, load the configuration, call."""
 
+import signal
+
+if __name__ == "__main__":  # until `main` listens, Ctrl-C ends it without Python's traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
-import contextlib
 import logging
 import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from runtime import launcher
+from runtime import launcher, streams
 from runtime.allocator import keep_freed_memory
 from runtime.errors import PeerFailedError, PeerLostError, UserError, sentence, status_of
 from runtime.paths import expanded
@@ -92,25 +97,25 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("data").setLevel(logging.INFO)  # that images are downloaded or unpacked, which takes a while
-    stop = StopRequest()
+    stop = StopRequest(lambda stopped: report(stopped, given, stop.restarted))
+    stop.install()
     try:
-        stop.install()
         status = execute(args, given, stop)
         stop.ignore()
         return status
     except (UserError, Stopped, PeerFailedError, PeerLostError, OSError, ArithmeticError, MemoryError) as error:
         stop.ignore()
-        report(error, given)
+        report(error, given, stop.restarted)
         if isinstance(error, PeerLostError) and stop.received:  # the other one was faster to end by what both heard
             return 128 + stop.received
         return status_of(error)
 
 
-def report(error: BaseException, given: list[str]) -> None:
+def report(error: BaseException, given: list[str], restarted: bool) -> None:
     """One sentence on stderr for what ended the program; process 0 of several speaks for all where it can."""
     first = os.environ.get("RANK", "0") == "0"
     if isinstance(error, Stopped) and first:
-        again = [argument for argument in given if not (argument == "--restart" and error.restarted)]
+        again = [argument for argument in given if not (argument == "--restart" and restarted)]
         say(f"stopped by {error}; resume with: python run.py {shlex.join(again)}")
     elif not isinstance(error, Stopped | PeerFailedError):
         say(sentence(error))
@@ -130,21 +135,20 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
     Raises UserError, Stopped, PeerFailedError, PeerLostError, OSError, MemoryError and NonFiniteError, each with a
     message for the user.
     """
-    with stop.exiting(lambda stopped: report(stopped, given)):
-        import config as configuration
+    import config as configuration
 
-        overrides = [*configuration.overrides(args.root, args.output, args.seed), *args.overrides]
-        if args.config:
-            config = configuration.load(args.config, overrides)
-        else:
-            import commands
+    overrides = [*configuration.overrides(args.root, args.output, args.seed), *args.overrides]
+    if args.config:
+        config = configuration.load(args.config, overrides)
+    else:
+        import commands
 
-            config = commands.config_in(args.checkpoint, overrides)
-        if args.print_config:
-            print(configuration.dump(config), end="")
-            return 0
+        config = commands.config_in(args.checkpoint, overrides)
+    if args.print_config:
+        print(configuration.dump(config), end="")
+        return 0
 
-        import commands  # and with it torch, which takes seconds
+    import commands  # and with it torch, which takes seconds
 
     keep_freed_memory()
     session = commands.Session(config, stop, args.device, args.checkpoint, args.logdir)
@@ -155,12 +159,8 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
             return 0
         if (number := session.processes_to_start(spec)) > 1:
             return launcher.run(launcher.python(given), number)
-        try:
-            with session.process_group(spec):
-                run_commands(session, args)
-        except Stopped as stopped:
-            stopped.restarted = session.restarted
-            raise
+        with session.process_group(spec):
+            run_commands(session, args)
     return 0
 
 
@@ -182,13 +182,16 @@ def run_commands(session: "Session", args: argparse.Namespace) -> None:
         commands.export.run(session, args.export)
 
 
-def leave(status: int) -> NoReturn:
-    """End without waiting for threads that import or write, which Python does not stop in order."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
+def standalone(main: Callable[[list[str] | None], int], arguments: list[str] | None = None) -> NoReturn:
+    """Call `main` as the program of this process, whatever becomes of its standard streams.
+
+    It ends without waiting for threads that import or write, which Python does not stop in order.
+    """
+    streams.outlast()
+    status = main(arguments)
+    sys.stdout.flush()
     os._exit(status)
 
 
 if __name__ == "__main__":
-    leave(main())
+    standalone(main)

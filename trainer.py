@@ -23,7 +23,7 @@ from runtime.means import Means, Metrics
 from runtime.metric_logger import MetricLogger
 from runtime.processes import Processes
 from runtime.randomness import StepNoise
-from runtime.signals import Stopped, StoppedAtOnce, StopRequest
+from runtime.signals import Stopped, StopRequest
 
 # Files beside the checkpoint `<stem>.pt`.
 STATE = ".last.pt"  # all that resuming needs
@@ -132,7 +132,8 @@ class Trainer:
             Stopped: a signal came, to any of the processes; the state is saved.
             NonFiniteError: loss or gradient is not finite, and the weights are left as they were before that step; or
                 the bound of the validation is not.  Files saved before stay.
-            OSError: a checkpoint could not be written; the one before is intact.
+            OSError: a checkpoint could not be written, and the one before is intact; or something else failed, and the
+                state is saved, unless this is one of several processes.
             PeerFailedError, PeerLostError: another process could not go on.
         """
         progress, steps = self.progress.step, self.config.steps
@@ -146,10 +147,13 @@ class Trainer:
         with self.stop.deferred(), tqdm(initial=progress, total=steps, **options) as bar:
             try:
                 self._loop(logger, bar)
-            except StoppedAtOnce:
-                raise
             except Stopped:
                 self._save(logger)
+                raise
+            except OSError as error:
+                unwritten = error.filename in (str(self.checkpoint_path), str(self.state_path))
+                if not unwritten and self.processes.world == 1:  # of several, the others cannot be waited for
+                    self._save(logger)
                 raise
 
     def _loop(self, logger: MetricLogger, bar: tqdm) -> None:
@@ -183,9 +187,9 @@ class Trainer:
             return False
         if self.validation is not None:
             self._validate(self.validation, logger)
+        self.progress.last_validated_step = step
         if self.processes.main:
             self.log_images(self.evaluated, logger, step)
-        self.progress.last_validated_step = step
         return self.validation is not None
 
     def _save(self, logger: MetricLogger) -> None:

@@ -26,10 +26,10 @@ from config import Config
 from reports.estimates import estimate
 from reports.plots import png
 from reports.tables import comma_separated
-from run import Parser, leave, pathname
+from run import Parser, pathname, standalone
 from runtime.errors import UserError
 from runtime.files import exclusive_lock, write_atomically
-from runtime.signals import Stopped, StoppedAtOnce, StopRequest
+from runtime.signals import Stopped, StopRequest
 from studies import program
 
 COLUMNS = ("config", "core_seconds", "targets_seen", "nats", "stderr")
@@ -133,8 +133,6 @@ class Race:
                 started = time.process_time()
                 self.trainer.step()
                 self.progress.seconds += time.process_time() - started
-        except StoppedAtOnce:
-            raise
         except Stopped:
             self.trainer.save_state()
             raise
@@ -195,4 +193,4 @@ def draw(args: argparse.Namespace) -> bytes:
 
 
 if __name__ == "__main__":
-    leave(main())
+    standalone(main)

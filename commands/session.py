@@ -32,7 +32,6 @@ class Session:
     checkpoint: Path | None = None
     logdir: Path | None = None
     processes: Processes = field(default_factory=from_environment)
-    restarted: bool = False  # whether the files of an earlier training have been replaced
 
     def device_for(self, spec: TrainSpec | TestSpec) -> torch.device:
         """The device of this process.  Raises UserError."""

@@ -26,7 +26,7 @@ from runtime.errors import DataError, PeerFailedError, PeerLostError, UserError,
 from runtime.files import exclusive_lock, write_atomically
 from runtime.metric_logger import MetricLogger
 from runtime.randomness import StepNoise
-from runtime.signals import Stopped, StoppedAtOnce
+from runtime.signals import Stopped
 from trainer import EVIDENCE, PREVIOUS_STATE, STATE, NonFiniteError, Trainer, TrainerConfig
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def run(session: Session, restart: bool = False) -> None:
         if weights is not None:
             trainer.load_weights(_with_shifts_of(trainer.model, weights))
         on_main(lambda: _prepare_files(config, restart))
-        session.restarted = True
+        session.stop.restarted = True
         if state is not None:
             trainer.resume(state)
             session.say(f"resuming {path} at step {trainer.progress.step}")
@@ -61,8 +61,6 @@ def _fit(trainer: Trainer, session: Session) -> None:
         logger = build_logger(session, trainer.progress.step or None)
     try:
         trainer.fit(logger)
-    except StoppedAtOnce:  # of this process alone: the others cannot be waited for
-        raise
     except (Stopped, NonFiniteError):
         logger.close()
         with contextlib.suppress(PeerFailedError, PeerLostError):

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from runtime.errors import UserError
+from runtime.files import unfinished
 
 PATIENCE = 20.0  # seconds without a new byte after which a download is given up
 
@@ -54,8 +55,8 @@ def downloaded(fetch: Callable[[Path], object], root: Path) -> Iterator[Path]:
     without a new byte.  No timeout of a socket covers the look-up of a name, hence the thread.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=root, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    folder = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
+    with unfinished(folder):
         failures: list[Exception] = []
         thread = threading.Thread(target=_run, args=(fetch, folder, failures), daemon=True)
         thread.start()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,33 @@ except ImportError:  # Windows
     raise SystemExit(
         "this program runs on Linux and macOS; on Windows use it in WSL, or in Docker as docs/docker.md describes"
     ) from None
+
+
+_unfinished: set[Path] = set()
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[None]:
+    """`path`, a temporary file or folder, is removed at the end, and where a signal ends the process within."""
+    _unfinished.add(path)
+    try:
+        yield
+    finally:
+        _remove(path)
+        _unfinished.discard(path)
+
+
+def remove_unfinished() -> None:
+    """For a process that ends in the middle of anything."""
+    for path in tuple(_unfinished):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
@@ -46,7 +74,7 @@ def _write(path: Path, content: bytes, previous: Path | None) -> None:
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     temporary = Path(name)
-    try:
+    with unfinished(temporary):
         with os.fdopen(handle, "wb") as file:
             os.umask(mask := os.umask(0))  # there is no other way to read it
             os.fchmod(file.fileno(), 0o666 & ~mask)
@@ -56,9 +84,6 @@ def _write(path: Path, content: bytes, previous: Path | None) -> None:
         if previous is not None and path.exists():
             _link(path, previous)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

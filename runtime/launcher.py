@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 
+from runtime.signals import heeded
+
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
 POLL = 0.05  # seconds between two polls of the processes
@@ -26,7 +28,7 @@ QUIET, GRACE = 3, 20  # seconds after a failure until the others are asked to en
 def run(command: Sequence[str], world: int) -> int:
     """Run `command` in `world` processes.  Returns 0, or the exit status of the first one that failed.
 
-    SIGINT and SIGTERM are passed on; the processes have sessions of their own, so a terminal's Ctrl-C comes once.
+    Signals that ask to stop are passed on; the processes have sessions of their own, so Ctrl-C comes once.
     """
     with _port() as port:
         return _run(command, [_environment(rank, world, port) for rank in range(world)])
@@ -41,13 +43,15 @@ def _run(command: Sequence[str], places: Sequence[dict[str, str]]) -> int:
         for process in processes:
             process.send_signal(number)
 
-    handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, pass_on) for number in heeded()}
+    listener = signal.set_wakeup_fd(-1)
     try:
         return _wait(processes)
     finally:
         for process in processes:
             process.kill()
             process.wait()
+        signal.set_wakeup_fd(listener)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

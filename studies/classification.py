@@ -32,7 +32,7 @@ from data.omniglot import SIDE
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
 from reports.cells import images_described
-from run import leave, pathname
+from run import pathname, standalone
 from runtime.errors import DataError
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
@@ -180,4 +180,4 @@ def markdown(rows: Sequence[program.Row], config: Config, shift: int) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    standalone(main)

@@ -21,7 +21,7 @@ import config as configuration
 import parsers
 from data.episodes import spread_targets
 from reports.cells import load_cells, metric_of
-from run import leave, pathname
+from run import pathname, standalone
 from runtime.errors import DataError
 from runtime.signals import StopRequest
 from studies import program
@@ -98,4 +98,4 @@ def similarity(x: Tensor, training: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    leave(main())
+    standalone(main)

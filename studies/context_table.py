@@ -23,7 +23,7 @@ from evaluator import METRICS, PerTarget
 from models.context_table import ContextTable
 from reports import tables
 from reports.cells import CellStore
-from run import leave, pathname
+from run import pathname, standalone
 from runtime.files import write_atomically
 from runtime.randomness import generator
 from runtime.signals import StopRequest
@@ -95,4 +95,4 @@ def log_likelihoods(table: ContextTable, episodes: Episodes) -> dict[str, Tensor
 
 
 if __name__ == "__main__":
-    leave(main())
+    standalone(main)

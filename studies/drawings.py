@@ -17,7 +17,7 @@ from torch import Tensor
 from data.episodes import Episodes
 from data.images import ClassImages
 from reports.plots import png
-from run import leave
+from run import standalone
 from runtime.files import write_atomically
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
@@ -111,4 +111,4 @@ def tiled(images: Tensor, wide: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    leave(main())
+    standalone(main)

@@ -26,7 +26,7 @@ from models.vma.model import VMA, EncodedMemory, EncodedTargets
 from reports.cells import described
 from reports.estimates import estimate
 from reports.plots import png
-from run import leave, pathname
+from run import pathname, standalone
 from runtime.randomness import TargetNoise
 from runtime.signals import StopRequest
 from studies import program
@@ -190,4 +190,4 @@ def draw(rows: Sequence[Any], cell: str) -> bytes:
 
 
 if __name__ == "__main__":
-    leave(main())
+    standalone(main)

@@ -151,4 +151,4 @@ def draw(rows: Sequence[Any], args: argparse.Namespace) -> bytes:
 
 
 if __name__ == "__main__":
-    run.leave(main())
+    run.standalone(main)

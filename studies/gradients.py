@@ -24,7 +24,7 @@ import parsers
 from config import Config
 from models.base import MemoryModel
 from reports.cells import images_described
-from run import leave, pathname
+from run import pathname, standalone
 from runtime.errors import UserError
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
@@ -161,4 +161,4 @@ def markdown(rows: Sequence[program.Row], config: Config) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    standalone(main)

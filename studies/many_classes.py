@@ -21,7 +21,7 @@ from models.base import MemoryModel
 from reports.cells import images_described, metric_of
 from reports.estimates import estimate
 from reports.plots import png
-from run import leave
+from run import standalone
 from runtime.signals import StopRequest
 from studies import program
 
@@ -137,4 +137,4 @@ def draw(rows: Sequence[Any]) -> bytes:
 
 
 if __name__ == "__main__":
-    leave(main())
+    standalone(main)

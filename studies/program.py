@@ -88,18 +88,21 @@ def options(root: str | None, device: str | None, overrides: Sequence[str]) -> l
 def status(execute: Callable[[argparse.Namespace, StopRequest], int | None], args: argparse.Namespace) -> int:
     """The exit status of a study, as that of run.py; what stops it is told in one sentence."""
     keep_freed_memory()
-    stop = StopRequest()
+    stop = StopRequest(say)
     stop.install()
     try:
         with commands.explain_out_of_memory():
             return execute(args, stop) or 0
     except (UserError, Stopped, OSError, ArithmeticError, MemoryError) as error:
         stop.ignore()
-        print(
-            f"stopped by {error}; the same command resumes" if isinstance(error, Stopped) else sentence(error),
-            file=sys.stderr,
-        )
+        say(error)
         return status_of(error)
+
+
+def say(error: BaseException) -> None:
+    """One sentence on stderr for what ended the study."""
+    said = f"stopped by {error}; the same command resumes" if isinstance(error, Stopped) else sentence(error)
+    print(said, file=sys.stderr)
 
 
 def load_model(config: Config, args: argparse.Namespace, stop: StopRequest) -> MemoryModel:

@@ -100,4 +100,4 @@ def markdown(rows: Sequence[Any], config: Config) -> str:
 
 
 if __name__ == "__main__":
-    run.leave(main())
+    run.standalone(main)

@@ -40,7 +40,7 @@ def run(folder: Path, world: int, *more: str) -> tuple[int, str, str]:
 def script(folder: Path, source: str, *more: str) -> list[str]:
     """A program that does something to this process first, and then what run.py does."""
     path = folder / "broken.py"
-    path.write_text(f"{_BROKEN}\n{source}\nrun.leave(run.main())\n")
+    path.write_text(f"{_BROKEN}\n{source}\nrun.standalone(run.main)\n")
     return [str(path), *arguments(folder, *more)]
 
 

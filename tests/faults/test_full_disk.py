@@ -1,5 +1,6 @@
 """A disk that is full: the previous checkpoint is intact, the message is clear, and a log alone stops nothing."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.faults import files_of_at_most
-from helpers.logs import curves, rows
+from helpers.logs import curves, rows, same_end
 from helpers.program import main
 from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 
@@ -59,6 +60,34 @@ def test_a_log_that_cannot_grow_does_not_end_the_training(tmp_path: Path, caplog
         assert main(tmp_path, "--train", "train_spec.steps=8") == 0
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
     assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("what", "times", "saved"),
+    [(("train", 7), 1, 7), (("validation", 0), 4, 8)],  # one for each validation, and one for its picture
+)
+def test_what_else_fails_saves_the_training_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: tuple[str, int],
+    times: int, saved: int,
+) -> None:  # fmt: skip
+    """A disk that cannot be read, at a step, and while the picture of a validation is drawn."""
+    original, asked = EpisodeLoader.at, list[tuple[str, int]]()
+
+    def at(loader: EpisodeLoader, step: int) -> Episodes:
+        asked.append((loader.subset, step))
+        if asked[-1] == what and asked.count(what) == times:
+            raise OSError(errno.EIO, "Input/output error", "drawings.npz")
+        return original(loader, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodeLoader, "at", at)
+        assert main(tmp_path, "--train", "train_spec.save_every=100") == 1
+    assert "drawings.npz: Input/output error" in capsys.readouterr().err
+    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == saved
+    for folder in (tmp_path, tmp_path / "whole"):
+        assert main(folder, "--train", "train_spec.save_every=100") == 0
+    assert curves(tmp_path) == curves(tmp_path / "whole")
+    assert same_end(tmp_path, tmp_path / "whole")
 
 
 def test_a_table_that_cannot_be_written_keeps_the_one_before(

@@ -16,7 +16,7 @@ import run
 
 size = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-run.leave(run.main(sys.argv[2:]))
+run.standalone(run.main, sys.argv[2:])
 """
 
 # Checkpoints of 42 kB, and some 20 kB for TensorBoard with every validation: it alone meets a limit of 52 kB.

@@ -49,7 +49,7 @@ def save(*args):
     return real(*args)
 
 real, checkpoints.save = checkpoints.save, save
-run.leave(run.main(sys.argv[3:]))
+run.standalone(run.main, sys.argv[3:])
 """
 
 RUN = ("train_spec.steps=12", "train_spec.save_every=2")
@@ -102,7 +102,7 @@ def at(loader, step):
     return real(loader, step)
 
 EpisodeLoader.at = at
-run.leave(run.main(sys.argv[2:]))
+run.standalone(run.main, sys.argv[2:])
 """
 
 

@@ -17,7 +17,7 @@ import commands, run
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 1_500_000_000  # enough for all but the one tensor that is far too large
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-run.leave(run.main(sys.argv[1:]))
+run.standalone(run.main, sys.argv[1:])
 """
 
 

@@ -1,13 +1,16 @@
 """Real signals to real processes: one checkpoint, the right status within ten seconds, and a run that can go on."""
 
+import os
 import random
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from helpers.config import arguments
 from helpers.logs import curves, logged, same_end
 from helpers.program import finish, main, process_restored, start, start_program, wait_for, waiting_program
@@ -27,7 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_a_training_saves_it(tmp_path: Path, whole: Path, number: signal.Signals) -> None:
     process = start(*waiting_program(tmp_path, 9, "--train", *LONG))
     wait_for(logged(tmp_path, 9), process)
@@ -130,3 +133,67 @@ def test_only_one_of_two_trainings_that_start_together_goes_on(tmp_path: Path) -
     wait_for(logged(tmp_path, 1), going_on)
     going_on.send_signal(signal.SIGTERM)
     assert finish(going_on)[0] == 143
+
+
+_IN_A_DESTRUCTOR = """
+import os, signal
+import evaluator, run
+
+class Torn:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+real = evaluator.importance_bounds
+
+def bounds(*arguments):
+    Torn()
+    return real(*arguments)
+
+evaluator.importance_bounds = bounds
+run.standalone(run.main)
+"""
+
+
+def test_a_signal_in_a_destructor_ends_a_test(tmp_path: Path, whole: Path) -> None:
+    """Where Python swallows what is raised."""
+    line = arguments(tmp_path, "--test", "--checkpoint", str(whole / "vma.pt"))
+    status, _, err = finish(start("-c", _IN_A_DESTRUCTOR, *line))
+    assert status == 143
+    assert "stopped by SIGTERM; resume with" in err and "Traceback" not in err and "ignored" not in err
+    assert not (tmp_path / "table.csv").exists()
+
+
+_WHILE_LOCKED = """
+import os, queue, signal
+import run
+
+def put(events, event):
+    events.mutex.acquire()  # as if the signal came between this and the block that releases it
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    events.mutex.release()
+
+queue.Queue.put = put
+run.standalone(run.main)
+"""
+
+
+def test_signals_end_a_training_that_holds_a_lock_of_its_log(tmp_path: Path) -> None:
+    """The end of the log would wait for it for ever."""
+    status, _, err = finish(start("-c", _WHILE_LOCKED, *arguments(tmp_path, "--train")), 60)
+    assert status == 143 and "Traceback" not in err
+
+
+_EARLY = """
+import os, signal
+os.kill(os.getpid(), signal.SIGINT)
+import time; time.sleep(5)
+"""
+
+
+def test_ctrl_c_before_all_is_imported_ends_the_process(tmp_path: Path) -> None:
+    """While run.py imports argparse."""
+    (tmp_path / "argparse.py").write_text(_EARLY)
+    command = [sys.executable, "run.py", *arguments(tmp_path, "--train")]
+    process = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True)
+    assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, b"", b"")

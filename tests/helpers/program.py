@@ -35,7 +35,7 @@ def main(folder: Path, *more: str) -> int:
 @contextmanager
 def process_restored() -> Iterator[None]:
     """What the program changes in its process is put back: signal handlers, validation of distributions, TF32."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     validates = Distribution._validate_args
     level = logging.getLogger("data").level
     tf32 = torch.backends.cudnn.allow_tf32
@@ -54,8 +54,10 @@ def listening() -> Iterator[StopRequest]:
     """A request to stop that hears the signals of this process."""
     with process_restored():
         stop = StopRequest()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         stop.install()
         yield stop
+        stop.ignore()
 
 
 def start(*command: str) -> subprocess.Popen[str]:
@@ -89,25 +91,27 @@ def start_together(world: int, *command: str, poll: float = launcher.POLL) -> su
 
 
 _WAITING = """\
-import os, sys, time
+import signal, time
 import run
 from runtime import signals
 from data.episodes import EpisodeLoader
 
-at, handle, heard = EpisodeLoader.at, signals.StopRequest._handle, []
+at, install, stops = EpisodeLoader.at, signals.StopRequest.install, []
 
-def handle_signal(stop, number, frame):
-    heard.append(number)
-    open({folder!r} + "/heard", "w").close()
-    handle(stop, number, frame)
+def installed(stop):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    stops.append(stop)
+    install(stop)
 
 def asked(loader, step):
-    while step == {step} and loader.subset == "train" and (not heard or {for_ever}):
+    while step == {step} and loader.subset == "train" and (not stops[0].received or {for_ever}):
         time.sleep(0.01)
+        if stops[0].received:
+            open({folder!r} + "/heard", "w").close()
     return at(loader, step)
 
-signals.StopRequest._handle, EpisodeLoader.at = handle_signal, asked
-run.leave(run.main())
+signals.StopRequest.install, EpisodeLoader.at = installed, asked
+run.standalone(run.main)
 """
 
 
