@@ -9,7 +9,7 @@ from typing import Any
 
 from config import Config
 from reports.cells import Row, described, metric
-from reports.published import SIZES, published
+from reports.published import published
 from runtime.files import write_atomically
 
 
@@ -23,9 +23,9 @@ def result_plot(rows: Sequence[Row], config: Config) -> bytes:
     for number, classes in enumerate(dict.fromkeys(row["max_batch_cls"] for row in rows)):
         label = f"C = {classes}, this model"
         draw_rows(axis, rows, classes, column, 0.04 * number, color=f"C{number}", label=label)
-        for name, table in list(published(config).items())[:1]:
-            if classes in table:
-                axis.plot(SIZES, table[int(classes)], f"C{number}:", label=f"C = {classes}, {name}")
+        for name, known in list(published(config).items())[:1]:
+            if of := {m: nats for (c, m), nats in known.items() if c == classes}:
+                axis.plot(list(of), list(of.values()), f"C{number}:", label=f"C = {classes}, {name}")
     memory_axis(axis, rows)
     axis.set_ylabel(f"{metric(rows)}, nats per image (lower is better)")
     targets = max(row["targets"] for row in rows)

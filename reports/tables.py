@@ -26,7 +26,7 @@ from reports.cells import (
     table_rows,
 )
 from reports.plots import result_plot
-from reports.published import CAVEATS, SIZES, published
+from reports.published import CAVEATS, Column, published
 from runtime.errors import DataError, UserError, status_of
 from runtime.files import write_atomically
 
@@ -86,9 +86,9 @@ def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _known(table: Mapping[int, Sequence[float]], row: Row) -> str:
-    classes, size = int(row["max_batch_cls"]), int(row["timesteps"])
-    return f"{table[classes][SIZES.index(size)]:.1f}" if classes in table and size in SIZES else ""
+def _known(column: Column, row: Row) -> str:
+    nats = column.get((int(row["max_batch_cls"]), int(row["timesteps"])))
+    return "" if nats is None else f"{nats:.1f}"
 
 
 def _shown(value: float, digits: int) -> str:
