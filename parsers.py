@@ -24,11 +24,13 @@ from data.registry import DATA_SETS
 from models.base import Likelihood, MemoryModel
 from models.causal import CausalLikelihood
 from models.likelihoods import BernoulliPixels, NormalPixels
+from models.vma.heads import DiagonalNormalHead
 from models.vma.likelihood import ImageLikelihood, LatentFreeImageLikelihood
 from models.vma.model import VMA
 from models.vma.posteriors import AddressPosterior, LatentPosterior
 from models.vma.priors import AddressPrior, LatentPrior
 from models.vma.shifts import Shifts
+from models.vma.soft_read import SoftRead
 from runtime.errors import DataError, UserError
 from runtime.randomness import Shard, seed_of
 
@@ -158,7 +160,8 @@ def build_model(config: Config, device: torch.device) -> MemoryModel:
     """The model with weights drawn by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", config.train_spec.seed))
-        model = _vma(config.model, config.train_spec, config.train_data.resize, config.test_spec.addresses)
+        build = _soft_read if config.model.read == "soft" else _vma
+        model = build(config.model, config.train_spec, config.train_data.resize, config.test_spec.addresses)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -186,6 +189,22 @@ def _vma(model: ModelConfig, spec: TrainSpec, side: int, addresses: int | None) 
         gradient_samples=spec.gradient_samples,
         shifts=shifts,
         summed_addresses=addresses,
+    )
+
+
+def _soft_read(model: ModelConfig, spec: TrainSpec, side: int, addresses: int | None) -> SoftRead:
+    networks = AUTOENCODERS[model.autoencoder.kind](**model.autoencoder.model_dump(exclude={"kind"}))
+    likelihood = LIKELIHOODS[model.likelihood](model)
+    latent, features = model.latent_dim, 2 * model.latent_dim
+    return SoftRead(
+        address_encoder=networks.address_encoder(side, model.matching_dim),
+        encoder=networks.encoder(side, features),
+        p_x=ImageLikelihood(networks.decoder(side, 2 * latent, likelihood.channels), likelihood, features, latent),
+        q_z=DiagonalNormalHead(features, latent, model.head_hidden),
+        query=nn.Linear(latent, model.matching_dim),
+        side=side,
+        num_dummies=model.num_dummies,
+        importance_num=model.importance_num,
     )
 
 

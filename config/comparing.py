@@ -17,7 +17,7 @@ MAY_CHANGE_ON_RESUME = (
 
 # What must agree between a checkpoint and the config that begins with its weights.
 INITIAL_KEYS = (
-    "model.kind", "model.autoencoder", "model.likelihood", "model.latent_dim", "model.matching_dim",
+    "model.kind", "model.read", "model.autoencoder", "model.likelihood", "model.latent_dim", "model.matching_dim",
     "model.num_dummies", "model.address_prior", "model.address_scale", "model.head_hidden", "model.causal",
     "test_data.resize",
 )  # fmt: skip

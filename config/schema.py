@@ -218,6 +218,9 @@ class ModelConfig(Section):
     """The networks."""
 
     kind: Annotated[str, one_of(("vma",))] = key("vma", "the model")
+    read: Literal["address", "soft"] = key(
+        "address", "soft: no address, z reads an average of the memory by soft attention, a baseline"
+    )
     autoencoder: AnyAutoencoder = key(PublishedAutoencoder(), "encoder and decoder: a name, or a section with `kind`")
     likelihood: Likelihood = key(
         "bernoulli", "p(x | z, m_a): bernoulli, normal (unit variance) or causal (autoregressive)"

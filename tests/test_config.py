@@ -610,7 +610,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("test_spec.test_params.max_batch_cls=[0]", "test_spec.test_params.max_batch_cls[0]: value 0: expected"),
         ("model.channels=[1, 2, 3]", "model.autoencoder.channels: value [1, 2, 3]"),
         ("model.channels=[1, 0]", "model.autoencoder.channels[1]: value 0: expected greater than or equal to 1"),
-        ("model.lr=1", "model.lr: unknown key; expected one of kind, autoencoder"),
+        ("model.lr=1", "model.lr: unknown key; expected one of kind, read"),
         ("model.latent_dmi=3", "model.latent_dmi: unknown key; did you mean latent_dim?"),
         ("train_dat.kind=mnist", "train_dat: unknown key; did you mean train_data?"),
         ("model=null", "model: expected a section with keys, found null"),
