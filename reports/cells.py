@@ -168,6 +168,12 @@ def described(config: Config) -> str:
     return f"{images_described(data)}; {of}C = up to that many classes in a memory, M = images in it, {images}"
 
 
+def metric_described(config: Config) -> str:
+    """What the numbers of a test are."""
+    of = "the importance-weighted bound" if config.test_spec.samples else log_likelihood_of(config)
+    return f"{metric_of(config.test_spec.samples)}: minus {of}, nats per image, lower is better"
+
+
 def log_likelihood_of(config: Config) -> str:
     """Whether it is exact."""
     if (n := config.test_spec.addresses) is None:

@@ -21,8 +21,8 @@ from reports.cells import (
     load_cells,
     load_class_names,
     load_weights_digest,
-    log_likelihood_of,
     metric,
+    metric_described,
     table_rows,
 )
 from reports.plots import result_plot
@@ -66,9 +66,8 @@ def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
     known = published(config)
     exact = "NLL" in rows[0]
     header = ["C", "M", metric(rows), *(title for _, title, _ in _METRICS), "targets", *known]
-    of = log_likelihood_of(config) if exact else "the importance-weighted bound"
     lines = [
-        f"{metric(rows)}: minus {of}, nats per image, lower is better. {described(config)}. {_COUNTED}",
+        f"{metric_described(config)}. {described(config)}. {_COUNTED}",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",

@@ -15,7 +15,7 @@ from typing import Any
 import config as configuration
 import run
 from config import Config, strict_yaml
-from reports.cells import described, load_origin
+from reports.cells import described, load_origin, metric_described
 from reports.estimates import estimate
 from runtime.errors import UserError
 from runtime.signals import StopRequest
@@ -82,13 +82,15 @@ def write(study: Trainings) -> list[str]:
     found = {name: study.finished(name) for name in study.own}
     done = {name: cells for name, cells in found.items() if cells is not None}
     if (first := next(iter(study.own))) in done:
-        rows = compared(done, {name: load_origin(study.output / name / "results.npz") for name in done})
-        program.write(study.output, "ablations", rows, markdown(rows, study.configured(first)), show=False)
+        config = study.configured(first)
+        tests = {name: load_origin(study.output / name / "results.npz") for name in done}
+        rows = compared(done, tests, "ELBO" if config.test_spec.samples else "NLL")
+        program.write(study.output, "ablations", rows, markdown(rows, config), show=False)
     return [name for name in study.own if name not in done]
 
 
-def compared(done: Mapping[str, Cells], tests: Mapping[str, object]) -> list[program.Row]:
-    """ELBO of each row and cell, and its difference to the first row, target by target, in nats (negative is better).
+def compared(done: Mapping[str, Cells], tests: Mapping[str, object], column: str) -> list[program.Row]:
+    """The bound of each row and cell as `column`, and its difference to the first row in nats, target by target.
 
     The standard error is over classes, since the held-out ones are a few of those that might have been held out.
 
@@ -110,7 +112,7 @@ def compared(done: Mapping[str, Cells], tests: Mapping[str, object]) -> list[pro
                 {
                     "row": name,
                     "cell": cell,
-                    "ELBO": estimate(-values["bound"], classes).mean,
+                    column: estimate(-values["bound"], classes).mean,
                     "difference": difference.mean,
                     "difference_stderr": difference.stderr_new_classes,
                     "targets": len(classes),
@@ -121,15 +123,15 @@ def compared(done: Mapping[str, Cells], tests: Mapping[str, object]) -> list[pro
 
 def markdown(rows: Sequence[Any], config: Config) -> str:
     """A line for each row, a column for each cell; `config` is that of the first row."""
+    column = "ELBO" if config.test_spec.samples else "NLL"
     lines: dict[str, str] = {}
     for row in rows:
         difference = f" ({row['difference']:+z.2f} ± {row['difference_stderr']:.2f})"
-        shown = f"{row['ELBO']:.2f}" + (difference if row["row"] != rows[0]["row"] else "")
+        shown = f"{row[column]:.2f}" + (difference if row["row"] != rows[0]["row"] else "")
         lines[row["row"]] = f"{lines.get(row['row'], row['row'])} | {shown}"
     return program.markdown(
-        f"ELBO@{config.test_spec.importance_num} on {rows[0]['targets']} targets: minus the importance-weighted bound, "
-        f"nats per image, lower is better. {described(config)}. In brackets the difference to the row "
-        f"*{rows[0]['row']}* on the same targets, ± one standard error over classes; one training for each row.",
+        f"{metric_described(config)}. {described(config)}; {rows[0]['targets']} targets. In brackets the difference to "
+        f"the row *{rows[0]['row']}* on the same targets, ± one standard error over classes; one training a row.",
         " | ".join(["", *dict.fromkeys(row["cell"] for row in rows)]),
         lines.values(),
     )
