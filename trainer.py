@@ -7,6 +7,7 @@ import contextlib
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,11 @@ class Progress:
     best: float = -math.inf
     best_step: int = 0
     seconds: float = 0.0  # of training, over all sessions, up to the last row of the log
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():  # which may have been read from a file
+            if type(value) is not type(getattr(Progress, name)):
+                raise TypeError(f"progress: {name} is {value!r}")
 
 
 class Trainer:
@@ -343,7 +349,12 @@ class Trainer:
             self.averaged.load_state_dict(weights)
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `save_state` wrote."""
+        """Go on from what `save_state` wrote.
+
+        Raises:
+            AttributeError, LookupError, RuntimeError, TypeError, ValueError, ...: it is the state of something else.
+        """
+        fresh = self._tried_optimizer().state_dict()["state"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
@@ -353,6 +364,22 @@ class Trainer:
         self.means.restore(state["means"], self.processes)
         self.progress = Progress(**state["progress"])
         self._saved_step = self.progress.step
+        for number, values in self.optimizer.state_dict()["state"].items():
+            for name, value in values.items():  # fused kernels do not look where they read
+                if getattr(value, "shape", None) != getattr(fresh[number][name], "shape", None):
+                    raise ValueError(f"optimizer: {name} of parameter {number} has another shape")
+        self._tried_optimizer()
+
+    def _tried_optimizer(self) -> torch.optim.Optimizer:
+        """A copy after a step of it and of the scheduler, so that what is missing for that is found now."""
+        optimizer, scheduler = copy.deepcopy((self.optimizer, self.scheduler))
+        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        with warnings.catch_warnings(action="ignore"):  # the step of a copy does not count itself for the scheduler
+            if scheduler is not None and self.progress.step < self.config.steps:  # some refuse more
+                scheduler.step()
+        return optimizer
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")

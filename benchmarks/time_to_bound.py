@@ -27,6 +27,7 @@ from reports.estimates import estimate
 from reports.plots import png
 from reports.tables import comma_separated
 from run import Parser, pathname, standalone
+from runtime import checkpoints
 from runtime.errors import UserError
 from runtime.files import exclusive_lock, write_atomically
 from runtime.signals import Stopped, StopRequest
@@ -99,7 +100,8 @@ class Race:
         self.trainer = train.build_trainer(Session(config, stop, "cpu"))
         if (path := self.trainer.state_path).exists():
             train.check_same_run(path, state := train.load_state(path), config)
-            self.trainer.resume(state)
+            with checkpoints.as_expected(path):
+                self.trainer.resume(state)
         self.progress = self.trainer.progress  # whose `seconds` are those of the processor here
         self.rows = [row for row in read(self.csv) if row["targets_seen"] <= self.targets_seen]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from commands.session import Session
 from commands.train import build_trainer, check_same_run, load_state
+from runtime import checkpoints
 from runtime.errors import UserError
 
 
@@ -19,5 +20,6 @@ def run(session: Session, path: Path) -> None:
     state = load_state(path)
     check_same_run(path, state, session.config)
     trainer = build_trainer(session)
-    trainer.resume(state)
+    with checkpoints.as_expected(path):
+        trainer.resume(state)
     print(f"step {trainer.progress.step}, seed {session.config.train_spec.seed}: {trainer.replay()}")

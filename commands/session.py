@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributions import Distribution
 
 import config as configuration
@@ -94,7 +95,8 @@ class Session:
         """The model with the weights of the checkpoint, ready to evaluate.  Raises UserError, DataError."""
         weights = self.processes.broadcast_from_main(lambda: self.load_checkpoint()["model"])
         model = parsers.build_model(self.config, device)
-        model.load_state_dict(weights)
+        with checkpoints.as_expected(self.checkpoint_path):
+            model.load_state_dict(weights)
         Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
         torch.backends.cudnn.allow_tf32 = False  # bounds in float32, on every device
         return model.eval()
@@ -108,7 +110,11 @@ def load_matching(path: Path, config: Config, keys: Sequence[str]) -> dict[str, 
     state = checkpoints.load(path)
     if changed := configuration.differences(config_of(path, state), config, only=keys):
         raise UserError("\n  ".join([f"{path}: its model is not the one of this configuration:", *changed]))
-    return {**state, "model": state.get("averaged") or state["model"]}
+    with checkpoints.as_expected(path):
+        weights = state.get("averaged") or state["model"]
+        if odd := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
+            raise TypeError(f"{odd[0]} is no tensor")
+    return {**state, "model": weights}
 
 
 def config_in(path: Path, overrides: Sequence[str]) -> Config:
@@ -122,8 +128,9 @@ def config_in(path: Path, overrides: Sequence[str]) -> Config:
 def config_of(path: Path, state: dict[str, Any]) -> Config:
     """The configuration in the checkpoint that was read from `path`.  Raises DataError."""
     try:
-        return configuration.parse(state["config"], str(path))
-    except (KeyError, configuration.ConfigError) as error:
+        with checkpoints.as_expected(path):
+            return configuration.parse(state["config"], str(path))
+    except configuration.ConfigError as error:
         raise DataError(f"{path}: not a checkpoint of this version of the program ({error})") from None
 
 

@@ -27,7 +27,7 @@ from runtime.files import exclusive_lock, write_atomically
 from runtime.metric_logger import MetricLogger
 from runtime.randomness import StepNoise
 from runtime.signals import Stopped
-from trainer import EVIDENCE, PREVIOUS_STATE, STATE, NonFiniteError, Trainer, TrainerConfig
+from trainer import EVIDENCE, PREVIOUS_STATE, STATE, NonFiniteError, Progress, Trainer, TrainerConfig
 
 _log = logging.getLogger(__name__)
 
@@ -45,11 +45,13 @@ def run(session: Session, restart: bool = False) -> None:
         weights = on_main(lambda: initial_weights(config)) if begins else None
         trainer = build_trainer(session, announce=True)
         if weights is not None:
-            trainer.load_weights(_with_shifts_of(trainer.model, weights))
+            with checkpoints.as_expected(Path(config.train_spec.init_from or "")):
+                trainer.load_weights(_with_shifts_of(trainer.model, weights))
         on_main(lambda: _prepare_files(config, restart))
         session.stop.restarted = True
         if state is not None:
-            trainer.resume(state)
+            with checkpoints.as_expected(trainer.state_path):
+                trainer.resume(state)
             session.say(f"resuming {path} at step {trainer.progress.step}")
         _fit(trainer, session)
     draw_curves(session)
@@ -201,6 +203,8 @@ def load_state(path: Path) -> dict[str, Any]:
     state = checkpoints.load(path)
     if "optimizer" not in state:
         raise DataError(f"{path}: weights, not the state of a run; to begin with them, use train_spec.init_from")
+    with checkpoints.as_expected(path):
+        Progress(**state["progress"])
     return state
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 import yaml
 
 from runtime.errors import printable
+from runtime.files import opened
 
 Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 
@@ -37,16 +38,12 @@ def read(path: Path) -> str:
     Raises StrictYamlError where there is no such file, or one that is too large, unreadable or not text.
     """
     try:
-        if path.exists() and not path.is_file():  # a device could be read without end
-            raise StrictYamlError(f"expected a file, this is {'a folder' if path.is_dir() else 'something else'}")
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        with opened(path, most=MAX_BYTES) as file:
+            raw: bytes = file.read()
     except FileNotFoundError:
         raise StrictYamlError("no such file") from None
     except OSError as error:
         raise StrictYamlError(f"cannot be read: {error.strerror or error}") from None
-    if len(raw) > MAX_BYTES:
-        raise StrictYamlError(f"larger than {MAX_BYTES:,} bytes, so it cannot be a configuration")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,5 +1,6 @@
 """Reading files that may be damaged or hostile: no pickle is read, no archive extracted, sizes are checked first."""
 
+import hashlib
 import io
 import logging
 import math
@@ -15,9 +16,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from data import _torchvision
 from runtime.errors import DataError, printable, reason
-from runtime.files import write_atomically
+from runtime.files import opened, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def _open(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> IO[byte
 
 def read_npz(path: Path, shape: tuple[int, int, int, int]) -> Tensor:
     """uint8 `shape` [C, D, H, W], ink = 1.  Raises DataError for anything but the expected arrays."""
-    with naming(path), zipfile.ZipFile(path) as archive:
+    with naming(path), opened(path) as file, zipfile.ZipFile(file) as archive:
         labels = _read_array(archive, "labels.npy", np.dtype(np.int64), shape[:2])
         if not np.array_equal(labels, _labels(shape)):
             raise DataError(f"{path}: labels[i, d] is not i everywhere, so the order of its classes is unknown")
@@ -101,11 +101,12 @@ def read_zip(path: Path, md5: str, wanted: re.Pattern[str]) -> Iterator[tuple[st
 
     Raises DataError for an entry that would leave the folder on extraction, and for a file with another md5.
     """
-    with naming(path), zipfile.ZipFile(path) as archive:
+    with naming(path), opened(path) as file, zipfile.ZipFile(file) as archive:
         for entry in archive.namelist():
             if entry.startswith(("/", "\\")) or ":" in entry or ".." in re.split(r"[/\\]", entry):
                 raise DataError(f"{path}: refused, because its entry {entry!r} points outside the archive")
-        if (found := _torchvision.datasets().utils.calculate_md5(path)) != md5:
+        file.seek(0)
+        if (found := hashlib.file_digest(file, "md5").hexdigest()) != md5:
             raise DataError(
                 f"{path} is not the official file: its md5 is {found}, not {md5}. Fetch it again; or extract it to "
                 f"{path.with_suffix('')}, where only the drawings are checked, and move the zip away"
@@ -120,10 +121,8 @@ def read_zip(path: Path, md5: str, wanted: re.Pattern[str]) -> Iterator[tuple[st
 def read_folder(path: Path) -> Iterator[tuple[str, bytes]]:
     """(name relative to `path`, content) of every PNG in the extracted folder."""
     for file in sorted(path.glob("*/*/*.png")):
-        with naming(file):
-            if file.stat().st_size > _LARGEST_PNG:
-                raise ValueError(f"{file.stat().st_size} bytes are too many for a drawing")
-            content = file.read_bytes()
+        with naming(file), opened(file, most=_LARGEST_PNG) as drawing:
+            content = drawing.read()
         yield file.relative_to(path).as_posix(), content
 
 

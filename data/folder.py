@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from data._readers import naming, open_image
 from data.images import ClassImages, Subset
 from runtime.errors import DataError, printable
+from runtime.files import opened
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +92,8 @@ def _read(path: Path) -> np.ndarray:
 
 def read_grey(path: Path) -> Image.Image:
     """A PNG or JPEG file in 8 bits of grey, upright; what is transparent is white.  Raises DataError."""
-    with naming(_shown(path)):
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes are too many")
-        image = open_image(path.read_bytes(), ["PNG", "JPEG"])
+    with naming(_shown(path)), opened(path, most=_MOST_BYTES) as file:
+        image = open_image(file.read(), ["PNG", "JPEG"])
         if max(image.size) < _LEAST_SIDE or image.width * image.height > _MOST_PIXELS:
             size = f"{image.width} x {image.height} pixels"
             raise ValueError(f"{size}, where {_LEAST_SIDE} on the longer side and {_MOST_PIXELS} in all are the limits")

@@ -15,6 +15,7 @@ from data import _torchvision
 from data._readers import naming
 from data.images import ClassImages, Subset
 from runtime.errors import DataError, reason
+from runtime.files import opened
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,7 @@ def _read(raw: Path, subset: Subset) -> tuple[Tensor, Tensor]:
 
 
 def _read_idx(path: Path, read: Callable[[str], Tensor]) -> Tensor:
-    with naming(path):
-        if (size := path.stat().st_size) > _MOST_BYTES:
-            raise ValueError(f"{size} bytes are too many")
+    with naming(path), opened(path, most=_MOST_BYTES):
         return read(str(path))
 
 

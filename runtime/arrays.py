@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.files import opened
+
 
 def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     """The content of an npz file."""
@@ -21,14 +23,15 @@ def load_npz(path: Path, largest: int) -> dict[str, np.ndarray]:
     Raises:
         Exception: of any kind, for a file that is damaged, larger, or none.
     """
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
+    with opened(path, most=largest) as file:
+        entries = zipfile.ZipFile(file).infolist()
         if (size := sum(entry.file_size for entry in entries)) > largest:
             raise ValueError(f"it unpacks to {size} bytes")
         if not {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
             raise ValueError("compressed by a method that cannot be read in chunks")  # they unpack as a whole
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as found:
+            arrays = dict(found)
     if others := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
         raise ValueError(f"{others[0]} is no array")  # numpy gives the bytes of such an entry
     return arrays

@@ -5,28 +5,27 @@ comment: `torch.load` still reads it, and a changed byte anywhere is found.  Pub
 with the configuration and a SHA-256 of the weights in its header.
 """
 
-import errno
 import hashlib
 import io
 import json
-import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from runtime.errors import DataError, reason
-from runtime.files import write_atomically
+from runtime.files import opened, write_atomically
 
 EXPORTED = ".safetensors"
 
 _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64
+_LONGEST_HEADER = 1 << 24  # bytes; that of a file that `export` wrote takes 15 kB
 
 
 def save(path: Path, state: Mapping[str, Any], previous: Path | None = None) -> None:
@@ -53,21 +52,27 @@ def load(path: Path) -> dict[str, Any]:
             if sum(entry.file_size for entry in archive.infolist()) > len(content):  # nothing of ours is compressed
                 raise ValueError("it unpacks to more than it holds")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler that is fed rubbish raises anything
-        raise DataError(f"{path}: not a checkpoint ({reason(error)})") from None
+    except Exception:  # an unpickler that is fed rubbish raises anything, with advice that nobody should follow
+        raise DataError(f"{path}: not a checkpoint: it holds more than tensors, numbers and text") from None
     if not isinstance(state, dict):
         raise DataError(f"{path}: not a checkpoint: it holds a {type(state).__name__}")
     return state
 
 
+@contextmanager
+def as_expected(path: Path) -> Iterator[None]:
+    """Raises DataError where what is done within finds that the state read from `path`, though whole, is another's."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise DataError(f"{path}: not a checkpoint of this version of the program ({reason(error)})") from None
+
+
 def _unchanged(path: Path) -> bytes:
     """The content of a checkpoint that ends in its right SHA-256.  Raises DataError."""
-    content = b""
-    with _opened(path) as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _COMMENT))
-        if file.read(_COMMENT).startswith(_MARK):  # another file may have any size
-            file.seek(0)
-            content = file.read()
+    content = _read(path, lambda start, end: end.startswith(_MARK))
     archive, comment = memoryview(content)[:-_COMMENT], content[-_COMMENT:]
     if comment != _MARK + hashlib.sha256(archive).hexdigest().encode():
         raise DataError(f"{path}: damaged, or not a checkpoint of this program (its SHA-256 differs); use another copy")
@@ -83,8 +88,7 @@ def export(path: Path, weights: Mapping[str, Tensor], config: str) -> None:
 
 def _exported(path: Path) -> dict[str, Any]:
     """`config` and `model` of what `export` wrote.  Raises DataError."""
-    with _opened(path) as file:
-        content = file.read()
+    content = _read(path, lambda start, end: 0 < int.from_bytes(start, "little") <= _LONGEST_HEADER)
     try:
         weights = safetensors.torch.load(content)
         length = int.from_bytes(content[:8], "little")
@@ -98,13 +102,16 @@ def _exported(path: Path) -> dict[str, Any]:
     return {"config": config, "model": weights}
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _read(path: Path, can_be: Callable[[bytes, bytes], bool]) -> bytes:
+    """The content, or nothing where the first 8 and the last bytes are of another file, which may have any size."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would wait, a device may never end
-            raise OSError(errno.EINVAL, "not a file")
-        with path.open("rb") as file:
-            yield file
+        with opened(path) as file:
+            start, size = file.read(8), file.seek(0, io.SEEK_END)
+            file.seek(max(0, size - _COMMENT))
+            if not can_be(start, file.read()):
+                return b""
+            file.seek(0)
+            return file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 

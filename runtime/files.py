@@ -1,12 +1,15 @@
-"""Writing files so that they survive, by one process at a time."""
+"""Writing files so that they survive, by one process at a time; reading what others may have put there."""
 
+import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from runtime.errors import UserError
 
@@ -16,6 +19,30 @@ except ImportError:  # Windows
     raise SystemExit(
         "this program runs on Linux and macOS; on Windows use it in WSL, or in Docker as docs/docker.md describes"
     ) from None
+
+LARGEST = 1 << 34  # bytes of a file that is read as a whole
+
+
+@contextmanager
+def opened(path: Path, mode: str = "rb", most: int = LARGEST) -> Iterator[IO[Any]]:
+    """`path` opened as by `open`, if it is a regular file of at most `most` bytes, or /dev/null.
+
+    Raises:
+        OSError: naming `path`; a pipe, which would wait, and a device, which may never end, are not read.
+    """
+    with open(path, mode, opener=_regular) as file:  # Path.open takes none
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
+        yield file
+
+
+def _regular(name: str, flags: int) -> int:
+    handle = os.open(name, flags | os.O_NONBLOCK, 0o666)
+    status = os.fstat(handle)
+    if stat.S_ISREG(status.st_mode) or os.path.samestat(status, Path(os.devnull).stat()):
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, "this is a folder" if stat.S_ISDIR(status.st_mode) else "not a file", name)
 
 
 _unfinished: set[Path] = set()
@@ -72,6 +99,8 @@ def make_folder(folder: Path) -> None:
 
 def _write(path: Path, content: bytes, previous: Path | None) -> None:
     make_folder(path.parent)
+    if path.exists() and not path.is_file():  # as root one could put a file in place of a device
+        raise OSError(errno.EINVAL, "not a file", str(path))
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     temporary = Path(name)
     with unfinished(temporary):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.errors import sentence
-from runtime.files import write_atomically
+from runtime.files import opened, write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -62,12 +62,12 @@ class MetricLogger:
 
     def _append(self, row: str) -> None:
         if self._file is not None:
-            with self._file.open("a") as file:
+            with opened(self._file, "a") as file:
                 file.write(f"{row}\n")
 
     def _sync(self) -> None:
         if self._file is not None and self._file.is_file():
-            with self._file.open("a") as file:
+            with opened(self._file, "a") as file:
                 os.fsync(file.fileno())
 
     def _plot(self, subset: str, step: int, values: Mapping[str, float]) -> None:

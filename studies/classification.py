@@ -34,6 +34,7 @@ from models.vma.model import VMA
 from reports.cells import images_described
 from run import pathname, standalone
 from runtime.errors import DataError
+from runtime.files import opened
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
 from studies import program
@@ -99,7 +100,7 @@ def drawn(images: ClassImages, ways: int, memories: int, seed: int) -> Iterator[
 
 def official(path: Path, config: Config) -> Iterator[Trial]:
     """The official runs: 20 training images, the memory, and 20 test images each.  Raises DataError."""
-    with naming(path), zipfile.ZipFile(path) as archive:
+    with naming(path), opened(path) as file, zipfile.ZipFile(file) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith("class_labels.txt"))
         if not names:
             raise DataError(f"{path}: there is no class_labels.txt in it; give the official all_runs.zip")

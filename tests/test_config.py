@@ -273,8 +273,8 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: bytes, expecte
 def test_missing_files_folders_and_devices(tmp_path: Path) -> None:
     for path, expected in (
         (tmp_path / "none.yaml", "no such file"),
-        (tmp_path, "a folder"),
-        (Path("/dev/zero"), "something else"),
+        (tmp_path, "this is a folder"),
+        (Path("/dev/zero"), "not a file"),
         (tmp_path / ("n" * 5000), "cannot be read"),
     ):
         with pytest.raises(ConfigError, match=expected):
@@ -355,7 +355,7 @@ def test_a_mistake_names_the_file_in_which_it_stands(tmp_path: Path) -> None:
         ({"a": "base: b.yaml", "b": "- 1"}, "a.yaml: base: {folder}/b.yaml: expected sections"),
         ({"a": "base: b.yaml", "b": "a: &a 1"}, "a.yaml: base: {folder}/b.yaml: line 1: the anchor"),
         ({"a": "base: [b.yaml]"}, "a.yaml: base: value [b.yaml]: expected the name of a file, such as vma.yaml"),
-        ({"a": "base: ."}, "a.yaml: base: {folder}: expected a file, this is a folder"),
+        ({"a": "base: ."}, "a.yaml: base: {folder}: cannot be read: this is a folder"),
     ],
 )
 def test_a_base_that_is_refused(tmp_path: Path, contents: dict[str, str], expected: str) -> None:

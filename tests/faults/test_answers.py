@@ -352,10 +352,12 @@ def test_nothing_in_the_files_has_a_prefix(copy: Path) -> None:
         assert checkpoints.load(copy / name)["model"].keys() == expected
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "pipe", "folder"])
-def test_what_is_no_file_is_no_checkpoint(copy: Path, capsys: pytest.CaptureFixture[str], path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "said"), [("/dev/zero", "not a file"), ("pipe", "not a file"), ("folder", "this is a folder")]
+)
+def test_what_is_no_file_is_no_checkpoint(copy: Path, capsys: pytest.CaptureFixture[str], path: str, said: str) -> None:
     """A device that never ends and a pipe that nobody writes to are not waited for."""
     os.mkfifo(copy / "pipe")
     (copy / "folder").mkdir()
     assert main(copy, "--test", "--checkpoint", str(copy / path)) == 3
-    assert f"{copy / path}: cannot be read (not a file)" in capsys.readouterr().err
+    assert f"{copy / path}: cannot be read ({said})" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_a_misspelt_key_is_answered_without_torch(tmp_path: Path) -> None:
         (["--config", "configs/vma.yaml", "--train", "extra"], "extra"),
         (["--config", "configs/vma.yaml", "--train", "--device", "gpu"], "'gpu' is none of auto, cpu, cuda"),
         (["--config", "configs/none.yaml", "--train"], "configs/none.yaml: no such file"),
-        (["--config", "configs", "--train"], "configs: expected a file, this is a folder"),
+        (["--config", "configs", "--train"], "configs: cannot be read: this is a folder"),
         (["--config", "run.py", "--train"], "run.py"),
         (["--config", "configs/vma.yaml", "--train", "--set", "steps"], "dotted.key=value"),
         (["--config", "configs/vma.yaml", "--train", "--set", "train_spec.lr=fast"], "train_spec.lr"),
