@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger("data").setLevel(logging.INFO)  # that images are downloaded or unpacked, which takes a while
     stop = StopRequest(lambda stopped: report(stopped, given, stop.restarted))
     stop.install()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher.end_with_parent()  # torchrun
     try:
         status = execute(args, given, stop)
         stop.ignore()

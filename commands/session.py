@@ -66,7 +66,7 @@ class Session:
                 f"process {local_rank} of this machine has no GPU of its own, there are {len(gpus)}; "
                 f"use torchrun --nproc-per-node {len(gpus)}, or --device cpu"
             )
-        with self.processes.process_group(self.device_for(spec)):
+        with self.processes.process_group(self.device_for(spec), self.config.train_spec.rendezvous):
             yield
 
     def say(self, text: str) -> None:

@@ -356,6 +356,7 @@ class TrainSpec(Section):
     val_targets: Positive = key(2000, "targets of one validation, always the same ones")
     log_every: Positive = key(100, "steps between lines in the log")
     save_every: Positive | None = key(None, "steps between saved states; null: an epoch")
+    rendezvous: Positive = key(120, "seconds that several processes wait for each other at the start, also of a test")
 
 
 class TestParams(Section):

@@ -36,7 +36,7 @@ def run(command: Sequence[str], world: int) -> int:
 
 def _run(command: Sequence[str], places: Sequence[dict[str, str]]) -> int:
     processes = [
-        subprocess.Popen(command, env=place, start_new_session=True, preexec_fn=_end_with_parent) for place in places
+        subprocess.Popen(command, env=place, start_new_session=True, preexec_fn=end_with_parent) for place in places
     ]
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -56,7 +56,7 @@ def _run(command: Sequence[str], places: Sequence[dict[str, str]]) -> int:
             signal.signal(number, handler)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask the kernel for a SIGTERM to this process when the one that started it is killed."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

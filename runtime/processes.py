@@ -7,9 +7,13 @@ interrupted when a process ends.
 
 import contextlib
 import os
+import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from runtime.errors import PeerFailedError, PeerLostError, status_of
+from runtime.errors import PeerFailedError, PeerLostError, UserError, status_of
 from runtime.randomness import Shard
 
 T = TypeVar("T")
@@ -42,17 +46,38 @@ class Processes:
         return self.rank == 0
 
     @contextmanager
-    def process_group(self, device: torch.device) -> Iterator[None]:
-        """Within, the processes can communicate.  Raises PeerLostError where one of them does not appear."""
+    def process_group(self, device: torch.device, patience: float = 120) -> Iterator[None]:
+        """Within, the processes can communicate.
+
+        Raises UserError, and PeerLostError where one of them does not appear within `patience` seconds.
+        """
         if self.world == 1 or dist.is_initialized():
             yield
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
         with self.translate_peer_errors():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            backend, store = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", self._meet(patience)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world)
         yield
         dist.destroy_process_group()  # not after a failure, where others may never come to it
+
+    def _meet(self, patience: float) -> dist.Store:
+        """A store, when all processes have come to it.  PyTorch's own rendezvous does not say which one is missing."""
+        host, port, until = *_address(), time.monotonic() + patience
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own process has the store
+        if not (serves := self.main and not agent):
+            while not _answers(host, port):
+                _wait_until(until, f"{host}:{port} does not answer: process 0 is missing")
+        tcp = dist.TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=timedelta(seconds=patience))
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", tcp)
+        here = [f"process {rank}" for rank in range(self.world)]
+        store.set(here[self.rank], "is here")
+        while not store.check(here):
+            missing = ", ".join(one for one in here if not store.check([one]))
+            _wait_until(until, f"of {self.world} processes that meet at {host}:{port}, these are missing: {missing}")
+        store.set_timeout(timedelta(minutes=30))  # PyTorch's own, for all that follows
+        return store
 
     @contextmanager
     def translate_peer_errors(self) -> Iterator[None]:
@@ -122,9 +147,42 @@ class Processes:
 
 
 def from_environment() -> Processes:
-    """As torchrun says it in RANK, WORLD_SIZE and LOCAL_RANK; one process where it does not."""
-    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
-    return Processes(rank, int(os.environ.get("WORLD_SIZE", "1")), local_rank)
+    """As torchrun says it in RANK, WORLD_SIZE and LOCAL_RANK; one process where it does not.  Raises UserError."""
+    rank, world, local_rank = _number("RANK", "0"), _number("WORLD_SIZE", "1"), _number("LOCAL_RANK", "0")
+    if rank >= world:
+        said = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in ("RANK", "WORLD_SIZE"))
+        raise UserError(f"{said} in the environment: RANK must be below WORLD_SIZE; torchrun sets both, or unset both")
+    return Processes(rank, world, local_rank)
+
+
+def _number(name: str, default: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text := os.environ.get(name, default)):
+        raise UserError(f"{name}={text} in the environment: expected a whole number; torchrun sets it, or unset it")
+    return int(text)
+
+
+def _address() -> tuple[str, int]:
+    """Where the processes meet."""
+    host, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT", "0")
+    if not host or not 0 < port < 1 << 16:
+        said = "where several processes meet; torchrun sets them"
+        raise UserError(f"MASTER_ADDR={host}, MASTER_PORT={port} in the environment: expected host and port, {said}")
+    return host, port
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _wait_until(end: float, problem: str) -> None:
+    """Wait a moment.  Raises PeerLostError when the time is over."""
+    if time.monotonic() > end:
+        raise PeerLostError(f"{problem}; start them all, or raise train_spec.rendezvous")
+    time.sleep(0.1)
 
 
 def started_by_launcher() -> bool:

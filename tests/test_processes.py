@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from helpers import ROOT
 from helpers.config import arguments, small_config
 from helpers.logs import curves, logged, rows, same_end
-from helpers.program import finish, start, start_together, wait_for, waiting_program
+from helpers.program import finish, main, start, start_together, wait_for, waiting_program
 from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 
 import commands
@@ -474,8 +475,11 @@ def lives(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
-    process = start_together(2, "run.py", *arguments(tmp_path, *RUN, "train_spec.steps=100000"))
+@pytest.mark.parametrize("by", ["launcher", "torchrun"])
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path, by: str) -> None:
+    more = (*RUN, "train_spec.steps=100000")
+    ours = start_together(2, "run.py", *arguments(tmp_path, *more)) if by == "launcher" else None
+    process = ours or start(*torchrun(tmp_path, *more))
     wait_for(logged(tmp_path, 4), process)
     orphans = children(process)
     process.kill()
@@ -486,6 +490,60 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         time.sleep(0.1)
     assert len(orphans) == 2
     assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] >= 4  # saved on the way out
+
+
+# --- one does not appear ----------------------------------------------------------------------------------------------
+
+
+def at_a_free_port(rank: int) -> dict[str, str]:
+    """The environment of one of two processes that nobody else meets."""
+    with launcher._port() as port:
+        return launcher._environment(rank, 2, port)
+
+
+def start_one(folder: Path, environment: dict[str, str], *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "run.py", *arguments(folder, *RUN, *more)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_does_not_appear_is_named(tmp_path: Path, rank: int) -> None:
+    place = at_a_free_port(rank)
+    code, out, err = finish(start_one(tmp_path, place, "train_spec.rendezvous=1"), 60)
+    met = f"127.0.0.1:{place['MASTER_PORT']}"
+    said = [f"of 2 processes that meet at {met}, these are missing: process 1",
+            f"process 1: {met} does not answer: process 0 is missing"][rank]  # fmt: skip
+    assert (code, out, err) == (1, "", f"{said}; start them all, or raise train_spec.rendezvous\n")
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_signal_ends_the_waiting_for_a_process(tmp_path: Path, rank: int) -> None:
+    process = start_one(tmp_path, at_a_free_port(rank))
+    time.sleep(6)  # it imports torch, then waits
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process, 10)
+    assert code == 143 and err.count("\n") == 1 - rank
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "abc"}, "RANK=abc in the environment: expected a whole number"),
+        ({"WORLD_SIZE": "0"}, "RANK=unset, WORLD_SIZE=0 in the environment: RANK must be below WORLD_SIZE"),
+        ({"RANK": "5"}, "RANK=5, WORLD_SIZE=unset in the environment: RANK must be below WORLD_SIZE"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "MASTER_ADDR=, MASTER_PORT=0 in the environment: expected host and port"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "-1"}, "MASTER_PORT=-1 in the env"),
+    ],
+)
+def test_an_environment_that_cannot_be_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variables: dict[str, str],
+    said: str,
+) -> None:  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(tmp_path, "--train") == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "vma.pt").exists()
 
 
 # --- torchrun ---------------------------------------------------------------------------------------------------------
