@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.episodes import Episodes, GridEpisodes
 from models.base import MemoryModel
+from runtime.errors import NonFiniteError
 from runtime.processes import Processes
 from runtime.randomness import TargetNoise
 
@@ -99,6 +100,9 @@ def evaluate_cell(
 
     `partial_cell` are the values of the first targets, where an earlier run computed them; from time to time process 0
     calls `save_partial` with those so far.
+
+    Raises:
+        NonFiniteError: a bound is not finite.
     """
     n, done = len(episodes), 0 if partial_cell is None else len(partial_cell["bound"])
     values = {name: torch.zeros(n, dtype=torch.float64) for name in METRICS}
@@ -115,6 +119,9 @@ def evaluate_cell(
         if shard.start < n:
             batch_of = episodes.batch(shard)
             found = importance_bounds(model, batch_of, key, k, chunk) if k else log_likelihoods(model, batch_of)
+            if not found["bound"].isfinite().all():
+                way_out = "test other weights, or train anew with a lower train_spec.lr"
+                raise NonFiniteError(f"{key[-1]}: the bound of a target is not finite, so there is no row; {way_out}")
             for name, value in found.items():
                 values[name][shard] = value.cpu()
         advance(min(batch * processes.world, n - first))

@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from tqdm import tqdm
 
 from runtime import checkpoints
-from runtime.errors import PeerFailedError
+from runtime.errors import NonFiniteError, PeerFailedError
 from runtime.means import Means, Metrics
 from runtime.metric_logger import MetricLogger
 from runtime.processes import Processes
@@ -29,6 +29,7 @@ from runtime.signals import Stopped, StopRequest
 # Files beside the checkpoint `<stem>.pt`.
 STATE = ".last.pt"  # all that resuming needs
 PREVIOUS_STATE = ".last-but-one.pt"  # for the case that a disk damages the last one
+DAMAGED = ".damaged.pt"  # a last one that was not whole when it was read
 EVIDENCE = ".nonfinite.pt"  # the state before a step that gave NaN or Inf
 
 _REMEDY = "train anew (--restart) with a lower train_spec.lr or with train_spec.grad_clip=1"
@@ -40,12 +41,6 @@ class Batches(Protocol):
     batch_size: int
 
     def at(self, step: int) -> Any: ...
-
-
-class NonFiniteError(ArithmeticError):
-    """Loss or gradient is not a finite number; the weights are those of the step before, and `evidence` holds them."""
-
-    evidence: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +177,7 @@ class Trainer:
                 logged_step, clock = progress.step, time.monotonic()
         self._validate_if_due(logger)
         if self.validation is None:
+            self._check_last_weights()
             self.save_weights()
         self._save(logger)
 
@@ -309,8 +305,7 @@ class Trainer:
                     means.add(self.evaluated.loss(batch, noise)[1])  # type: ignore[operator]
         values = means.pop(self.processes)
         if not math.isfinite(values["bound"]):
-            found = f"the bound of the validation is {values['bound']}; what was saved before is kept"
-            raise NonFiniteError(f"step {self.progress.step}: {found}; {_REMEDY}")
+            raise self._not_finite(f"the bound of the validation is {values['bound']}")
         logger.log_scalars("validation", self.progress.step, values)
         if values["bound"] > self.progress.best:
             self.progress.best, self.progress.best_step = values["bound"], self.progress.step
@@ -320,8 +315,24 @@ class Trainer:
             best = f"best bound {self.progress.best:.2f} nats at step {self.progress.best_step}"
             tqdm.write(f"step {self.progress.step}: validation {shown}; {best}")
 
+    @torch.no_grad()
+    def _check_last_weights(self) -> None:
+        """The last step was finite before it changed the weights.  Raises NonFiniteError if another is not."""
+        step = self.progress.step
+        noise = StepNoise(self.device, self.config.seed, "train", step, shard=self.processes.shard)
+        batch = self.train.at(step)
+        with self._autocast():
+            bound = self.evaluated.loss(batch, noise)[1]["bound"].mean()  # type: ignore[operator]
+        if self.processes.all_reduce_max(int(not bound.isfinite())):
+            raise self._not_finite(f"the bound of another batch with the last weights is {bound.item()}")
+
+    def _not_finite(self, found: str) -> NonFiniteError:
+        return NonFiniteError(f"step {self.progress.step}: {found}; what was saved before is kept; {_REMEDY}")
+
     def save_weights(self) -> None:
-        """Write the file that tests read.  Raises OSError."""
+        """Write the file that tests read.  Raises OSError, NonFiniteError."""
+        if broken := [name for name, value in self.evaluated.state_dict().items() if _broken(value)]:
+            raise self._not_finite(f"the weights {', '.join(broken[:3])} are not finite")
         self.processes.broadcast_from_main(
             lambda: checkpoints.save(self.checkpoint_path, self._checkpoint(self.evaluated))
         )
@@ -385,8 +396,8 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
 
-def _broken(gradient: Tensor | None) -> bool:
-    return gradient is not None and not bool(gradient.isfinite().all())
+def _broken(values: Tensor | None) -> bool:
+    return values is not None and not bool(values.isfinite().all())
 
 
 def described(loss: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]) -> str:

@@ -16,7 +16,7 @@ import parsers
 from config import Config, TestSpec, TrainSpec
 from models.base import MemoryModel
 from runtime import checkpoints, devices
-from runtime.errors import DataError, UserError
+from runtime.errors import DataError, NonFiniteError, UserError
 from runtime.processes import Processes, from_environment, started_by_launcher
 from runtime.signals import StopRequest
 
@@ -86,6 +86,8 @@ class Session:
             missing = DataError if self.checkpoint else UserError
             raise missing(f"{path}: there is no such checkpoint; train first (--train) or name one with --checkpoint")
         state = load_matching(path, self.config, configuration.MODEL_KEYS)
+        if not all(value.isfinite().all() for value in state["model"].values()):
+            raise NonFiniteError(f"{path}: its weights are not finite; train anew with a lower train_spec.lr")
         refuse_test_classes(path, state, self.config)
         if subset != "test" and (choice := different_classes(state, self.config)):
             raise UserError("\n  ".join([f"{path}: test_spec.subset: {subset} would be other classes:", *choice]))

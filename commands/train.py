@@ -2,10 +2,9 @@
 
 import contextlib
 import importlib
-import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from data.episodes import EpisodeLoader, MixedLoader
 from models.base import MemoryModel
 from reports import pictures, plots
 from runtime import checkpoints
-from runtime.errors import DataError, PeerFailedError, PeerLostError, UserError, reason
+from runtime.errors import DataError, NonFiniteError, PeerFailedError, PeerLostError, UserError, reason
 from runtime.files import exclusive_lock, write_atomically
-from runtime.metric_logger import MetricLogger
+from runtime.metric_logger import MetricLogger, read_log
 from runtime.randomness import StepNoise
 from runtime.signals import Stopped
-from trainer import EVIDENCE, PREVIOUS_STATE, STATE, NonFiniteError, Progress, Trainer, TrainerConfig
+from trainer import DAMAGED, EVIDENCE, PREVIOUS_STATE, STATE, Progress, Trainer, TrainerConfig
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ def draw_curves(session: Session) -> None:
         return
     try:
         print(f"written: {plots.write_curves(Path(log_file), session.config)}")
-    except (OSError, ImportError, ValueError, KeyError, TypeError) as error:  # a log that someone else wrote to
+    except (OSError, ImportError, ValueError) as error:
         _log.warning("%s cannot be drawn (%s)", log_file, reason(error))
 
 
@@ -167,7 +166,7 @@ def _prepare_files(config: Config, restart: bool) -> None:
     """Write the configuration of the run; with `restart` remove what an earlier one left."""
     path, weights = Path(config.train_spec.checkpoint_path), Path(config.train_spec.init_from or "")
     if restart:
-        for old in (*map(path.with_suffix, (STATE, PREVIOUS_STATE, EVIDENCE)), path):
+        for old in (*map(path.with_suffix, (STATE, PREVIOUS_STATE, DAMAGED, EVIDENCE)), path):
             if old.resolve() != weights.resolve():  # still needed if killed
                 old.unlink(missing_ok=True)
     write_atomically(path.with_suffix(".resolved.yaml"), configuration.dump(config).encode())
@@ -209,7 +208,10 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def _state_to_resume(path: Path, config: Config) -> dict[str, Any] | None:
-    """The last undamaged state of an earlier run; None where there was no run."""
+    """The last undamaged state of an earlier run; None where there was no run.
+
+    A damaged one is put aside: the next save would keep it in place of the good one that is left.
+    """
     damaged: DataError | None = None
     for candidate in map(path.with_suffix, (STATE, PREVIOUS_STATE)):
         if not candidate.exists():
@@ -222,6 +224,9 @@ def _state_to_resume(path: Path, config: Config) -> dict[str, Any] | None:
         else:
             check_same_run(candidate, state, config)
             _check_log(state, config)
+            if damaged is not None:
+                path.with_suffix(STATE).replace(aside := path.with_suffix(DAMAGED))
+                _log.warning("it is now %s, and the run goes on from %s", aside, candidate)
             return state
     if damaged is not None:
         raise DataError(f"{damaged}; no other state of this run is whole, so train anew with --restart")
@@ -251,18 +256,11 @@ def _check_log(state: dict[str, Any] | None, config: Config) -> None:
     earlier = configuration.parse(state["config"], "state").train_spec.log_file if state else None
     if log_file in (None, earlier):
         return
-    rows = Path(log_file).read_text(errors="replace").splitlines() if Path(log_file).is_file() else []
-    if rows and not (state is not None and _has_seconds(rows, state["progress"]["seconds"])):
+    rows, unreadable = read_log(Path(log_file)) if Path(log_file).is_file() else ([], [])
+    # its seconds of training belong to no other run
+    ours = state is not None and any(row.get("seconds") == state["progress"]["seconds"] for row in rows)
+    if (rows or unreadable) and not ours:
         raise UserError(
             f"train_spec.log_file: {log_file} holds the log of another run; choose another --output, or train anew "
             "with --restart, which replaces it"
         )
-
-
-def _has_seconds(rows: Sequence[str], seconds: float) -> bool:
-    """Whether the last row of a state is among these: its seconds of training belong to no other run."""
-    for row in rows:
-        with contextlib.suppress(ValueError, AttributeError):  # a row that was cut off, or of another program
-            if json.loads(row).get("seconds") == seconds:
-                return True
-    return False

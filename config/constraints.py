@@ -15,7 +15,7 @@ from data.registry import DATA_SETS, Counts, kinds_that_read
 Problem: TypeAlias = tuple[str, str]  # dotted path, what is wrong and what would work
 
 _ENOUGH = Counts(*3 * [10**18])  # more than any number in a configuration
-_BESIDE_WEIGHTS = (".pt", ".last.pt", ".last-but-one.pt", ".nonfinite.pt", ".resolved.yaml")
+_BESIDE_WEIGHTS = (".pt", ".last.pt", ".last-but-one.pt", ".damaged.pt", ".nonfinite.pt", ".resolved.yaml")
 _BESIDE_TABLE = (".csv", ".md", ".png", ".npz", ".resolved.yaml")
 
 

@@ -119,7 +119,9 @@ def _whole_cells(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[str, PerTa
 def _is_whole(values: PerTarget) -> bool:
     if len(values) < len(METRICS) or values["bound"].ndim != 1 or not values["bound"].size:
         return False
-    return all(value.dtype == np.float64 and value.shape == values["bound"].shape for value in values.values())
+    if any(value.dtype != np.float64 or value.shape != values["bound"].shape for value in values.values()):
+        return False
+    return bool(np.isfinite(values["bound"]).all())
 
 
 def table_row(

@@ -1,7 +1,7 @@
 """Figures of numbers: the results against memory size, and the curves of a training."""
 
 import io
-import json
+import logging
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,9 @@ from config import Config
 from reports.cells import Row, described, metric
 from reports.published import published
 from runtime.files import write_atomically
+from runtime.metric_logger import read_log
+
+_log = logging.getLogger(__name__)
 
 
 def result_plot(rows: Sequence[Row], config: Config) -> bytes:
@@ -71,7 +74,9 @@ _START = 0.03  # of a training, not shown: what falls from hundreds of nats then
 
 def write_curves(log_file: Path, config: Config) -> Path:
     """Draw the log of a training beside it; the path of the figure.  Raises OSError."""
-    rows = [json.loads(line) for line in log_file.read_text().splitlines()]
+    rows, unreadable = read_log(log_file)
+    if unreadable:
+        _log.warning("%s: %d lines cannot be read, and are not drawn", log_file, len(unreadable))
     path = log_file.with_suffix(".curves.png")  # the table may have the same stem
     write_atomically(path, curve_plot(rows, config))
     return path
@@ -92,7 +97,11 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
     for axis, (title, labels) in zip(figure.subplots(1, len(_CURVES)), _CURVES, strict=True):
         for subset in subsets:
             for number, (name, label) in enumerate(labels.items()):
-                points = [(row["step"], row[name]) for row in shown if row["subset"] == subset and name in row]
+                points = [
+                    (row["step"], row[name])
+                    for row in shown
+                    if row["subset"] == subset and isinstance(row.get(name), int | float)
+                ]
                 axis.plot(
                     [step * config.train_data.batch_size for step, _ in points],
                     [-value if name == "bound" else value for _, value in points],

@@ -1,4 +1,6 @@
-"""What a user can be told in one sentence, and the exit status that goes with it.  Imports nothing."""
+"""What a user can be told in one sentence, and the exit status that goes with it."""
+
+from pathlib import Path
 
 LONGEST_REASON = 300  # characters; some libraries quote what they could not read
 
@@ -31,6 +33,12 @@ class DataError(UserError):
     """Data or a file that was named is missing or damaged."""
 
     status = 3
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, gradient, weight or bound is not a finite number."""
+
+    evidence: Path | None = None  # the state before a step that was not finite
 
 
 class PeerFailedError(Exception):

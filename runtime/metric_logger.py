@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,30 +23,39 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+UNREADABLE = ".unreadable"  # beside the log: what was in it and is no row
+
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 
 class MetricLogger:
     """Writes scalars and images of a run that resumes after step `start`, or starts anew with None.
 
-    Rows of later steps, which an interrupted run wrote, are removed, so that no step is there twice.
+    Rows of later steps, which an interrupted run wrote, are removed, so that no step is there twice.  Lines that are
+    no rows are put aside.
     """
 
     def __init__(self, log_file: Path | None, tensorboard: Path | None, start: int | None) -> None:
-        self._file = log_file
+        self._file, self._start = log_file, -1 if start is None else start
+        self._cut = False  # whether the rows of later steps are removed
         self._board: SummaryWriter | None = None
         self._warned = False
-        self._attempt(lambda: self._open_file(start))
+        self._attempt(self._open_file)
         self._attempt(lambda: self._open_board(tensorboard, start))
 
-    def _open_file(self, start: int | None) -> None:
-        if self._file is None or (self._file.exists() and not self._file.is_file()):  # such as /dev/null
+    def _open_file(self) -> None:
+        if self._file is None or self._cut or (self._file.exists() and not self._file.is_file()):  # such as /dev/null
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        last = -1 if start is None else start
-        rows = self._file.read_text().splitlines() if self._file.exists() else []
-        kept = [row for row in rows if _step_of(row) <= last]
+        rows, unreadable = read_log(self._file) if self._file.exists() else ([], [])
+        if unreadable and self._start >= 0:
+            aside = self._file.with_suffix(UNREADABLE)
+            with opened(aside, "ab") as file:
+                file.writelines(line + b"\n" for line in unreadable)
+            _log.warning("%s: %d lines cannot be read; they are now in %s", self._file, len(unreadable), aside)
+        kept = [json.dumps(row) for row in rows if row["step"] <= self._start]
         write_atomically(self._file, "".join(f"{row}\n" for row in kept).encode())
+        self._cut = True
 
     def _open_board(self, tensorboard: Path | None, start: int | None) -> None:
         if tensorboard is not None:
@@ -61,9 +71,13 @@ class MetricLogger:
         self._attempt(lambda: self._plot(subset, step, values))
 
     def _append(self, row: str) -> None:
+        self._open_file()  # again, if it could not be done at the start
         if self._file is not None:
-            with opened(self._file, "a") as file:
-                file.write(f"{row}\n")
+            with opened(self._file, "ab+") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - 1))
+                half = b"\n" if end and file.read(1) != b"\n" else b""  # a row that met a full disk
+                file.write(half + row.encode() + b"\n")
 
     def _sync(self) -> None:
         if self._file is not None and self._file.is_file():
@@ -116,9 +130,20 @@ def _wait_for_a_later_name(folder: Path) -> None:
         time.sleep(1 - time.time() % 1)
 
 
-def _step_of(row: str) -> float:
-    """The step of a row; a row that was cut off by a crash counts as later than everything."""
+def read_log(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The rows of a log, and the lines that are none: half written, not UTF-8, without a step.  Raises OSError."""
+    with opened(path) as file:
+        lines = file.read().splitlines()
+    rows = [_row(line) for line in lines]
+    return [row for row in rows if row], [line for line, row in zip(lines, rows, strict=True) if not row]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        return int(json.loads(row)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        row = json.loads(line.decode())
+        for value in row.values():
+            math.isfinite(value if isinstance(value, int) else 0)  # an OverflowError where no float is so large
+        right = type(row["step"]) is int and isinstance(row["subset"], str) and None not in row.values()
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+    return row if right else None

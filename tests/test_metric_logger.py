@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.tensorboard import tensorboard_clock, tensorboard_images, tensorboard_scalars
 
-from runtime.metric_logger import MetricLogger
+from runtime.metric_logger import MetricLogger, read_log
 
 
 def lines(path: Path) -> list[tuple[str, int, float]]:
@@ -97,6 +97,52 @@ def test_a_row_that_was_cut_off_is_taken_back(tmp_path: Path) -> None:
     log.write_text(good + '{"subset": "train", "st')
     MetricLogger(log, None, 5).close()
     assert log.read_text() == good
+    assert log.with_suffix(".unreadable").read_text() == '{"subset": "train", "st\n'
+
+
+def test_a_row_after_a_half_one_has_a_line_of_its_own(tmp_path: Path) -> None:
+    """A disk that was full for a while."""
+    log = tmp_path / "log.jsonl"
+    logger = MetricLogger(log, None, None)
+    logger.log_scalars("train", 1, {"bound": 1.0})
+    with log.open("a") as file:
+        file.write('{"subset": "train", "st')
+    logger.log_scalars("train", 3, {"bound": 3.0})
+    logger.close()
+    rows, unreadable = read_log(log)
+    assert [row["step"] for row in rows] == [1, 3] and unreadable == [b'{"subset": "train", "st']
+
+
+NO_ROWS = [
+    b"\xff\xfe\x00rubbish",
+    b"",
+    b"null",
+    b"7",
+    b"[" * 10**5,
+    b'{"subset": "train", "bound": 1.0}',
+    b'{"subset": "train", "step": 1e999}',
+    b'{"subset": "train", "step": 1.5}',
+    b'{"subset": "train", "step": 1, "bound": ' + b"9" * 400 + b"}",
+    b'{"subset": "train", "step": ' + b"9" * 5000 + b"}",
+    b'{"subset": ["train"], "step": 1}',
+    b'{"subset": "train", "step": 1, "bound": 1.0}\xe9',
+    b'{"step": 1}',
+    b'{"subset": "train", "step": 1, "bound": null}',
+]
+
+
+@pytest.mark.parametrize("line", NO_ROWS, ids=lambda line: ascii(line)[:30])
+def test_what_is_no_row_is_put_aside_and_no_row_is_there_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
+    log, row = tmp_path / "log.jsonl", '{"subset": "train", "step": %d, "bound": 1.0}\n'
+    log.write_bytes((row % 1).encode() + line + b"\n" + (row % 2 + row % 3).encode())
+    logger = MetricLogger(log, None, 2)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and str(log) in caplog.text
+    logger.log_scalars("train", 3, {"bound": 1.0})
+    logger.close()
+    assert log.read_text() == row % 1 + row % 2 + row % 3
+    assert log.with_suffix(".unreadable").read_bytes() == line + b"\n"
 
 
 # --- trouble ----------------------------------------------------------------------------------------------------------
@@ -110,12 +156,7 @@ def file_in_the_way(path: Path) -> None:
     path.parent.write_text("")
 
 
-def not_text(path: Path) -> None:
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"\xff\xfe\x00rubbish\n")
-
-
-@pytest.mark.parametrize("trouble", [folder_in_the_way, file_in_the_way, not_text])
+@pytest.mark.parametrize("trouble", [folder_in_the_way, file_in_the_way])
 def test_trouble_with_the_log_is_one_warning_and_tensorboard_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: Callable[[Path], None]
 ) -> None:

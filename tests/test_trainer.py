@@ -16,10 +16,10 @@ from torch.optim import lr_scheduler
 
 import trainer
 from runtime import checkpoints
+from runtime.errors import NonFiniteError
 from runtime.means import Means
 from runtime.processes import Processes
 from runtime.randomness import StepNoise
-from trainer import NonFiniteError
 
 
 def weights(model: nn.Module) -> list[Tensor]:

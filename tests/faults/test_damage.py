@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.faults import MakesFolder
+from helpers.faults import MakesFolder, flipped
 from helpers.logs import curves, same_end
 from helpers.program import main
 from hypothesis import HealthCheck, given, settings
@@ -34,12 +34,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     assert main(folder, "--train") == 0
     return folder
-
-
-def flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(bytes(content))
 
 
 def malicious(path: Path) -> None:
@@ -108,6 +102,20 @@ def test_where_no_state_is_whole_nothing_is_thrown_away(
     assert main(tmp_path, "--train") == 3
     assert "--restart" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_damaged_log_costs_no_more_than_its_damaged_rows(
+    finished: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"subset": "train", "step": 1e999}\n\xff\n' + log.read_bytes() + b'{"subset": "tra')
+    (tmp_path / "log.curves.png").unlink()
+    assert main(tmp_path, "--train") == 0
+    assert "log.jsonl: 3 lines cannot be read" in caplog.text
+    assert curves(tmp_path) == curves(whole)
+    assert (tmp_path / "log.curves.png").exists()
+    assert len((tmp_path / "log.unreadable").read_bytes().splitlines()) == 3
 
 
 def test_a_damaged_state_is_not_kept_in_place_of_a_good_one(

@@ -127,6 +127,44 @@ def test_weights_that_explode_just_before_a_validation_are_told_of(
     assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 0
 
 
+def test_weights_that_explode_in_the_last_step_are_not_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without validation nothing else looks at them."""
+    explosive = (
+        "train_spec.lr=1e30",
+        "train_spec.optimizer=SGD",
+        "train_spec.steps=1",
+        "train_data.held_out_classes=0",
+    )
+    assert main(tmp_path, "--train", "--test", *explosive, "val_data.kind=glyphs") == 1
+    err = capsys.readouterr().err
+    assert "step 1: the bound of another batch with the last weights is " in err and "--restart" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "vma.pt").exists() and not (tmp_path / "table.csv").exists()
+    assert all(value.isfinite().all() for value in checkpoints.load(tmp_path / "vma.last.pt")["model"].values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e32])
+def test_weights_of_another_program_give_no_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    state = checkpoints.load(tmp_path / "vma.pt")
+    for weight in state["model"].values():
+        weight.fill_(value)
+    checkpoints.save(tmp_path / "vma.pt", state)
+    capsys.readouterr()
+    assert main(tmp_path, "--test") == 1
+    err = capsys.readouterr().err
+    assert ("its weights are not finite" if value != value else "C=1 M=1: the bound of a target is not finite") in err
+    assert "train_spec.lr" in err and "Traceback" not in err
+    assert not (tmp_path / "table.csv").exists() and not (tmp_path / "table.npz").exists()
+    if value != value:
+        assert main(tmp_path, "--export", str(tmp_path / "a.safetensors")) == 1
+        assert not (tmp_path / "a.safetensors").exists()
+
+
 @pytest.mark.parametrize("other", [["--train"], ["--test"], ["--sample"], ["--export", "a.safetensors"]])
 def test_a_replay_is_asked_for_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], other: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:

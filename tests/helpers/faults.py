@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: full disks, malicious files."""
+"""What goes wrong on purpose: full disks, damaged and malicious files."""
 
 import os
 import resource
@@ -16,6 +16,13 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def flipped(path: Path) -> None:
+    """Change a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
 
 
 class MakesFolder:
