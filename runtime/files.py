@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from runtime.errors import UserError
 
@@ -24,7 +24,7 @@ LARGEST = 1 << 34  # bytes of a file that is read as a whole
 
 
 @contextmanager
-def opened(path: Path, mode: str = "rb", most: int = LARGEST) -> Iterator[IO[Any]]:
+def opened(path: Path, mode: str = "rb", most: int = LARGEST) -> Iterator[Any]:
     """`path` opened as by `open`, if it is a regular file of at most `most` bytes, or /dev/null.
 
     Raises:

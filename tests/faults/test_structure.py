@@ -55,7 +55,7 @@ def renamed(state: State) -> None:
         weights["new"] = weights.pop(next(iter(weights)))
 
 
-OF_BOTH: dict[str, Callable[[State], None]] = {
+OF_BOTH: dict[str, Callable[[State], object]] = {
     "no model": lambda state: [state.pop(name, None) for name in ("model", "averaged")],
     "no configuration": without("config"),
     "a number as configuration": put(3, "config"),
@@ -68,7 +68,7 @@ OF_BOTH: dict[str, Callable[[State], None]] = {
     "other shapes": transposed,
     "other names": renamed,
 }
-OF_A_STATE: dict[str, Callable[[State], None]] = {
+OF_A_STATE: dict[str, Callable[[State], object]] = {
     "no progress": without("progress"),
     "a list as progress": put([1, 2], "progress"),
     "text as step": put("2", "progress", "step"),
