@@ -170,6 +170,9 @@ def run_commands(session: "Session", args: argparse.Namespace) -> None:
     """What the flags ask for, in their order."""
     import commands
 
+    asked = {commands.train: args.train, commands.test: args.test, commands.sample: args.sample and not args.memory}
+    wanted = [command.outputs(session) for command, given in asked.items() if given]
+    commands.outputs.check(session, [*wanted, {"--export": [args.export] if args.export else []}])
     if args.train:
         if args.test or args.sample:
             commands.test.check(session)

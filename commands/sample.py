@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 
 import parsers
-from commands.session import Session, different_classes
+from commands.session import Outputs, Session, different_classes
 from reports import pictures
+from runtime.files import exclusive_lock
 from runtime.randomness import StepNoise
 
 _log = logging.getLogger(__name__)
@@ -22,13 +23,19 @@ def run(session: Session) -> None:
         _log.warning("the model was trained on other classes, so no nearest training images are shown")
     else:
         training = parsers.training_images(config, device).train.images
-    folder = _folder(session)
-    for classes, timesteps in config.test_cells:
-        episodes = parsers.grid_episodes(config, images, classes, timesteps)
-        noise = StepNoise(device, "sample", config.test_spec.seed, classes, timesteps)
-        path = folder / f"C{classes}_M{timesteps}.png"
-        pictures.write_samples(path, model, pictures.spread(episodes), training, noise)
+    folder, (paths,) = _folder(session), outputs(session).values()
+    with exclusive_lock(folder, "sampling", paths):
+        for path, (classes, timesteps) in zip(paths, config.test_cells, strict=True):
+            episodes = parsers.grid_episodes(config, images, classes, timesteps)
+            noise = StepNoise(device, "sample", config.test_spec.seed, classes, timesteps)
+            pictures.write_samples(path, model, pictures.spread(episodes), training, noise)
     print(f"written: {folder}/*.png")
+
+
+def outputs(session: Session) -> Outputs:
+    """A picture for every cell."""
+    folder = _folder(session)
+    return {"samples": [folder / f"C{classes}_M{timesteps}.png" for classes, timesteps in session.config.test_cells]}
 
 
 def _folder(session: Session) -> Path:

@@ -22,6 +22,8 @@ from runtime.signals import StopRequest
 
 _log = logging.getLogger(__name__)
 
+Outputs = dict[str, list[Path]]  # what a command writes, by the key or argument that names it
+
 
 @dataclass
 class Session:

@@ -14,7 +14,7 @@ import config as configuration
 import evaluator
 import parsers
 from commands import summary
-from commands.session import Session
+from commands.session import Outputs, Session
 from config import Config
 from data.images import ClassImages
 from models.base import MemoryModel
@@ -25,7 +25,8 @@ from runtime.files import exclusive_lock, write_atomically
 
 _log = logging.getLogger(__name__)
 
-_SUFFIXES = (".csv", ".md", ".png", ".resolved.yaml", ".npz")
+_BESIDE = (".md", ".png", ".resolved.yaml", ".npz")
+_SUFFIXES = (".csv", *_BESIDE)
 
 
 def check(session: Session) -> None:
@@ -58,9 +59,14 @@ def run(session: Session) -> None:
         print(f"written: {output}, and beside it the table as .md, the plot as .png, every bound as .npz")
 
 
+def outputs(session: Session) -> Outputs:
+    """The table and what lies beside it."""
+    output = Path(session.config.test_spec.output_file)
+    return {"test_spec.output_file": [output, *map(output.with_suffix, _BESIDE)]}
+
+
 def _lock(output: Path) -> contextlib.AbstractContextManager[None]:
-    beside = [output.with_suffix(suffix) for suffix in _SUFFIXES]
-    return exclusive_lock(output, "test", beside)
+    return exclusive_lock(output, "test", [*map(output.with_suffix, _BESIDE)])
 
 
 def _naming_the_weights(session: Session) -> Config:

@@ -15,20 +15,22 @@ from torch.distributions import Distribution
 import config as configuration
 import parsers
 from commands import summary
-from commands.session import Session, config_of, different_classes, load_matching, refuse_test_classes
+from commands.session import Outputs, Session, config_of, different_classes, load_matching, refuse_test_classes
 from config import Config
 from data.episodes import EpisodeLoader, MixedLoader
 from models.base import MemoryModel
 from reports import pictures, plots
 from runtime import checkpoints
 from runtime.errors import DataError, NonFiniteError, PeerFailedError, PeerLostError, UserError, reason
-from runtime.files import exclusive_lock, write_atomically
+from runtime.files import exclusive_lock, is_null, write_atomically
 from runtime.metric_logger import MetricLogger, read_log
 from runtime.randomness import StepNoise
 from runtime.signals import Stopped
 from trainer import DAMAGED, EVIDENCE, PREVIOUS_STATE, STATE, Progress, Trainer, TrainerConfig
 
 _log = logging.getLogger(__name__)
+
+_SUFFIXES = (STATE, PREVIOUS_STATE, DAMAGED, EVIDENCE, ".resolved.yaml")
 
 _OF_SHIFTS = ("p_s.", "q_s.")
 
@@ -38,7 +40,7 @@ def run(session: Session, restart: bool = False) -> None:
     config, on_main = session.config, session.processes.broadcast_from_main
     path = Path(config.train_spec.checkpoint_path)
     with contextlib.ExitStack() as stack:
-        on_main(lambda: stack.enter_context(_lock(path)))
+        on_main(lambda: _lock(stack, session))
         state = on_main(lambda: None if restart else _state_to_resume(path, config))
         begins = state is None and config.train_spec.init_from is not None
         weights = on_main(lambda: initial_weights(config)) if begins else None
@@ -157,9 +159,22 @@ def draw_curves(session: Session) -> None:
 # --- files of a run ---------------------------------------------------------------------------------------------------
 
 
-def _lock(path: Path) -> contextlib.AbstractContextManager[None]:
-    beside = [path.with_suffix(suffix) for suffix in (STATE, EVIDENCE, ".resolved.yaml")]
-    return exclusive_lock(path, "training", beside)
+def outputs(session: Session) -> Outputs:
+    """The files of a training."""
+    spec, path = session.config.train_spec, Path(session.config.train_spec.checkpoint_path)
+    log = [Path(spec.log_file)] if spec.log_file and not is_null(Path(spec.log_file)) else []
+    return {
+        "train_spec.checkpoint_path": [path, *map(path.with_suffix, _SUFFIXES)],
+        "train_spec.log_file": [*log, *(one.with_suffix(plots.CURVES) for one in log)],
+        "--logdir": [_board(session) / "events"],
+    }
+
+
+def _lock(stack: contextlib.ExitStack, session: Session) -> None:
+    """Weights and log, which another training may have named too."""
+    written = outputs(session)
+    for path, *beside in filter(None, (written["train_spec.checkpoint_path"], written["train_spec.log_file"])):
+        stack.enter_context(exclusive_lock(path, "training", beside))
 
 
 def _prepare_files(config: Config, restart: bool) -> None:

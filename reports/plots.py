@@ -69,6 +69,7 @@ _CURVES = (  # panel; metrics of the log, their labels
     ("nats", {"kl_a": "KL(a), ", "kl_z": "KL(z), "}),
     ("mass of q(a) on the target's class", {"address_accuracy": ""}),
 )
+CURVES = ".curves.png"  # beside the log; the table may have the same stem
 _START = 0.03  # of a training, not shown: what falls from hundreds of nats then would hide all that follows
 
 
@@ -77,7 +78,7 @@ def write_curves(log_file: Path, config: Config) -> Path:
     rows, unreadable = read_log(log_file)
     if unreadable:
         _log.warning("%s: %d lines cannot be read, and are not drawn", log_file, len(unreadable))
-    path = log_file.with_suffix(".curves.png")  # the table may have the same stem
+    path = log_file.with_suffix(CURVES)
     write_atomically(path, curve_plot(rows, config))
     return path
 

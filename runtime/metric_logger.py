@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.errors import sentence
-from runtime.files import opened, write_atomically
+from runtime.files import opened, sync, write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -82,7 +82,7 @@ class MetricLogger:
     def _sync(self) -> None:
         if self._file is not None and self._file.is_file():
             with opened(self._file, "a") as file:
-                os.fsync(file.fileno())
+                sync(file)
 
     def _plot(self, subset: str, step: int, values: Mapping[str, float]) -> None:
         if self._board is not None:

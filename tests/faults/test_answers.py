@@ -286,7 +286,7 @@ def test_damaged_data_is_named_and_left_as_it_is(
     assert str(path) in err and said in err
     assert "Traceback" not in err and len(err.splitlines()) == 1
     assert files(root) == before
-    assert {found.name for found in tmp_path.iterdir()} - {".vma.pt.lock"} == {"data", "config"}
+    assert {found.name for found in tmp_path.iterdir()} - {".vma.pt.lock", ".log.jsonl.lock"} == {"data", "config"}
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.config import arguments
 from helpers.logs import curves, logged, same_end
 from helpers.program import finish, main, start, start_program, wait_for, waiting_program
 from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
+from PIL import Image
 
 from runtime import checkpoints
 
@@ -106,3 +108,34 @@ def test_partial_files_of_killed_processes_do_not_pile_up(tmp_path: Path) -> Non
         (tmp_path / f".vma.last.pt.dead{n}.part").write_bytes(b"cut off")
     assert main(tmp_path, "--train", "train_spec.steps=1") == 0
     assert not list(tmp_path.glob(".*.part"))
+
+
+_SLOW_DISK = """
+import os, time
+import run
+
+fsync = os.fsync
+os.fsync = lambda handle: (time.sleep(0.2), fsync(handle))
+run.standalone(run.main)
+"""
+
+
+@pytest.mark.slow
+def test_killed_sampling_leaves_whole_pictures(tmp_path: Path) -> None:
+    """Half of the kills are while a picture is written: as soon as its temporary name is seen."""
+    grid = "test_spec.test_params.timesteps=[1..6]"
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    folder = tmp_path / "samples"
+    for attempt in range(4):
+        pattern = ".*.part" if attempt % 2 else "C1_M*.png"
+        already = set(folder.glob(pattern))
+        process = start("-c", _SLOW_DISK, *arguments(tmp_path, "--sample", grid))
+        wait_for(lambda seen=already, now=pattern: bool(set(folder.glob(now)) - seen), process)  # type: ignore[misc]
+        process.kill()
+        assert finish(process)[0] == -9
+        for path in folder.glob("*.png"):
+            with Image.open(path) as image:
+                image.load()
+            path.unlink()
+    assert main(tmp_path, "--sample", grid) == 0
+    assert len(list(folder.glob("*.png"))) == 12 and not list(folder.glob(".*.part"))

@@ -70,7 +70,7 @@ def test_a_log_that_is_no_file_is_one_warning(
         logger.log_scalars("train", step, {"bound": 0.0})
     logger.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert str(tmp_path / "log.jsonl") in caplog.text
+    assert "log.jsonl: not a file" in caplog.text
 
 
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
