@@ -2,11 +2,14 @@
 
 import tempfile
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from types import ModuleType
+from typing import NoReturn
 
 import torch
 
@@ -46,6 +49,15 @@ def _declare_operators() -> None:
             _shim.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
+class HttpsOnly(urllib.request.BaseHandler):
+    """Refuses http, which torchvision turns to where https fails, and to which a server may redirect."""
+
+    handler_order = 0  # before the proxies
+
+    def http_open(self, request: urllib.request.Request) -> NoReturn:
+        raise urllib.error.URLError(f"{request.full_url} is not https")
+
+
 @contextmanager
 def downloaded(fetch: Callable[[Path], object], root: Path) -> Iterator[Path]:
     """A scratch folder under `root` that `fetch(folder)` has filled; it is removed on leaving, whatever happens.
@@ -54,6 +66,7 @@ def downloaded(fetch: Callable[[Path], object], root: Path) -> Iterator[Path]:
     Raises what `fetch` raised, OSError where `root` cannot be written, and TimeoutError after `PATIENCE` seconds
     without a new byte.  No timeout of a socket covers the look-up of a name, hence the thread.
     """
+    urllib.request.install_opener(urllib.request.build_opener(HttpsOnly))
     root.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
     with unfinished(folder):

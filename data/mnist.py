@@ -68,9 +68,12 @@ def _read_idx(path: Path, read: Callable[[str], Tensor]) -> Tensor:
 def _download(raw: Path) -> None:
     """All four files into `raw`; each appears there whole or not at all."""
     mnist, root = _torchvision.datasets().MNIST, raw.parents[1]
+    mirrors = [mirror for mirror in mnist.mirrors if mirror.startswith("https:")]
     log.info("downloading MNIST into %s", raw)
     try:
-        with _torchvision.downloaded(lambda to: mnist(to, download=True), root) as scratch:
+        with _torchvision.downloaded(
+            lambda to: type("MNIST", (mnist,), {"mirrors": mirrors})(to, download=True), root
+        ) as scratch:
             raw.mkdir(parents=True, exist_ok=True)
             for name in _raw_names():
                 (scratch / "MNIST" / "raw" / name).replace(raw / name)
@@ -78,5 +81,5 @@ def _download(raw: Path) -> None:
         files = ", ".join(f"{name} (md5 {md5})" for name, md5 in mnist.resources)
         raise DataError(
             f"no MNIST in {root.absolute()}: looked for {', '.join(_raw_names())} in MNIST/raw; the download failed "
-            f"({reason(error)}). Fetch {files} from {' or '.join(mnist.mirrors)} and unpack them there"
+            f"({reason(error)}). Fetch {files} from {' or '.join(mirrors)} and unpack them there"
         ) from error

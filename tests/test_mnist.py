@@ -1,6 +1,8 @@
 """MNIST's own file format, read, binarised and sorted; what is damaged or absent is said."""
 
+import http.server
 import struct
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import mnist
+from data import _torchvision, mnist
 from runtime.errors import DataError
 
 COUNTS = [3, 7, 2, 5, 4, 6, 1, 8, 2, 3]
@@ -86,6 +88,28 @@ def test_without_data_and_network_the_message_says_all_that_helps(
         assert helpful in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_nothing_is_asked_for_without_encryption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """Neither of a mirror that has only http, nor where https fails and torchvision would go on with http."""
+    asked = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    official = _torchvision.datasets()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(official.MNIST, "mirrors", [f"{scheme}://127.0.0.1:{server.server_port}/"])
+        monkeypatch.setattr(official.utils, "_get_redirect_url", lambda url, max_hops: url)  # would fail before
+        with pytest.raises(DataError, match="no MNIST"):
+            mnist.load(tmp_path, "train")
+        server.shutdown()
+    assert asked == []
 
 
 def test_a_wrong_subset_is_refused(root: Path) -> None:

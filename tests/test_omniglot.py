@@ -481,6 +481,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes, int], N
         monkeypatch.setattr(Answer, "body", body)
         monkeypatch.setattr(Answer, "announced", announced)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.delattr(_torchvision.HttpsOnly, "http_open")
         prefix = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(_torchvision.datasets().Omniglot, "download_url_prefix", prefix)
 
