@@ -1,9 +1,9 @@
 """The command line: parse arguments, load the configuration, call."""
 
-import signal
+import _signal  # type: ignore[import-not-found]  # of which `signal` is made, whose import takes a while
 
 if __name__ == "__main__":  # until `main` listens, Ctrl-C ends it without Python's traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import argparse
 import logging

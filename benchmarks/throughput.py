@@ -20,7 +20,7 @@ import torch
 
 import config as configuration
 from benchmarks import parts, report, work
-from run import Parser
+from run import Parser, standalone
 from run import device as device_name
 from runtime.devices import device_of
 from runtime.errors import DataError, UserError, status_of
@@ -113,4 +113,4 @@ def described(benchmark: work.Benchmark) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standalone(main)
