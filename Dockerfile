@@ -15,6 +15,9 @@ FROM ${BASE}
 # Another place where pip looks for torch.  Unset, only that of the base image and the usual index count.
 ARG PIP_EXTRA_INDEX_URL
 
+# requirements.lock, with BASE=python:3.11-slim and the index above, takes only files whose hashes are known.
+ARG REQUIREMENTS=requirements.txt
+
 # Whoever runs the container may have no entry in /etc/passwd and no home: caches go to /tmp.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
@@ -29,10 +32,10 @@ WORKDIR /app
 # The image's own Python refuses `pip install`.  A virtual environment may install, and with the system's packages in
 # sight a torch of the image satisfies requirements.txt, so that none is downloaded; the last line asserts it.  Without
 # a pip of its own the environment uses the image's, which also works where the image has no ensurepip.
-COPY requirements.txt ./
+COPY requirements.txt requirements.lock ./
 RUN own=$(python3 -c "import torch; print(torch.__file__)" 2>/dev/null || true) \
     && python3 -m venv --system-site-packages --without-pip /opt/venv \
-    && python -m pip install --no-cache-dir -r requirements.txt \
+    && python -m pip install --no-cache-dir -r "${REQUIREMENTS}" \
     && python -c "import sys, torch; assert sys.argv[1] in ('', torch.__file__), \
 'the base image has another torch than requirements.txt names: ' + sys.argv[1]" "$own"
 

@@ -9,6 +9,7 @@ import yaml
 from helpers import ROOT
 from helpers.config import arguments
 from helpers.program import finish, start
+from packaging.requirements import Requirement
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -31,9 +32,25 @@ def test_a_torch_of_the_base_image_is_kept(monkeypatch: pytest.MonkeyPatch, caps
 def test_the_image_may_be_built_on_another_base() -> None:
     """Those that Dockerfile and docs/docker.md name are arguments of the build, declared where they have effect."""
     named = re.findall(r"--build-arg (\w+)=", DOCKERFILE + (ROOT / "docs" / "docker.md").read_text())
-    assert set(named) == set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE)) == {"BASE", "PIP_EXTRA_INDEX_URL"}
+    assert set(named) == set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE)) == {
+        "BASE", "PIP_EXTRA_INDEX_URL", "REQUIREMENTS",
+    }  # fmt: skip
     instructions = re.findall(r"^(ARG \w+|FROM \S+|RUN own)", DOCKERFILE, re.MULTILINE)
-    assert instructions == ["ARG BASE", "FROM ${BASE}", "ARG PIP_EXTRA_INDEX_URL", "RUN own"]
+    assert instructions == [
+        "ARG BASE", "FROM ${BASE}", "ARG PIP_EXTRA_INDEX_URL", "ARG REQUIREMENTS", "RUN own",
+    ]  # fmt: skip
+
+
+def test_the_locked_versions_are_ones_that_are_asked_for() -> None:
+    """Each with its hash; what is asked for is there, and no place to take it from but torch's own."""
+    lock = (ROOT / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([\w-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.M))
+    assert len(locked) == len(re.findall(r"^[^\s#]", lock, re.MULTILINE))
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            asked = Requirement(line)
+            assert asked.specifier.contains(locked[asked.name]), line
+    assert set(re.findall(r"\S+//\S+", lock)) == {"PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"}
 
 
 # --- systems ----------------------------------------------------------------------------------------------------------
