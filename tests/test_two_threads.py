@@ -4,13 +4,43 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import CPU, ROOT
 from helpers.logs import same_end
 from helpers.program import finish, start
+from torch import Tensor
+
+import config as configuration
+import parsers
+from runtime.randomness import StepNoise
 
 DRAWN = (
     *(f"{part}.kind=glyphs" for part in ("train_data", "val_data", "test_data")),
-    *("train_data.classes=40", "train_data.held_out_classes=8", "test_spec.targets=100"),
+    *("train_data.batch_size=32", "train_data.classes=40", "train_data.held_out_classes=8", "test_spec.targets=100"),
 )
+# Other alphabets are read by the same networks, and there are none of glyphs.
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml") if "45-5" not in path.name)
+
+
+def gradients(config: configuration.Config) -> dict[str, Tensor]:
+    """Of the second step: that of the first is the same however distributions are checked."""
+    model = parsers.build_model(config, CPU)
+    loader = parsers.train_loader(config, parsers.training_images(config, CPU))
+    model.loss(loader.at(1), StepNoise(CPU, 0, "train", 1))[0].backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_gradient_of_every_configuration_is_the_same_each_time(name: str) -> None:
+    """Of every autoencoder and likelihood that is configured; the network's sizes are those of the file."""
+    torch.set_num_threads(2)
+    config = configuration.load(ROOT / "configs" / name, DRAWN)
+    once = gradients(config)
+    for _ in range(2):
+        again = gradients(config)
+        assert once.keys() == again.keys()
+        assert [key for key in once if not torch.equal(once[key], again[key])] == []
+
 
 _KILLED = """
 import os, signal, sys
@@ -36,7 +66,7 @@ def test_the_published_training_resumed_is_the_one_never_stopped(
     """A target for each memory, as published: its embeddings are added up where targets pick the same image."""
     torch.set_num_threads(2)  # also those of the program
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # they may have one core
-    keys = (*DRAWN, "train_data.batch_size=32", "train_data.targets_per_memory=1", "train_spec.steps=3",
+    keys = (*DRAWN, "train_data.targets_per_memory=1", "train_spec.steps=3",
             "train_spec.save_every=1", "train_spec.val_targets=32")  # fmt: skip
     given = [part for key in keys for part in ("--set", key)]
     line = ["--config", "configs/vma.yaml", "--train", "--device", "cpu", *given]
