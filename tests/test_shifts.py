@@ -18,6 +18,7 @@ from config import ConfigError
 from models.vma.model import VMA
 from models.vma.shifts import ShiftPosterior, Shifts
 from runtime.randomness import StepNoise
+from studies.classification import address_posterior
 
 LATENT_FREE = ("model.likelihood=causal", "model.latent_dim=0", "test_spec.metric=nll")
 
@@ -75,6 +76,7 @@ def test_log_likelihood_is_the_sum_over_images_and_shifts(model: VMA) -> None:
     of_images = posterior.exp()[..., : 3 * 9].unflatten(-1, (3, 9)).sum(-1)
     assert found.p_a is not None
     torch.testing.assert_close(found.p_a[..., :3], of_images, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(address_posterior(model, b.x, b.memory, StepNoise("cpu", 0), 1), found.p_a)
     same = b.x_class.unsqueeze(2) == b.memory_class.unsqueeze(1)
     accuracy = model.metrics(m, targets, b)["address_accuracy"]
     torch.testing.assert_close(accuracy, (of_images * same).sum(-1), rtol=1e-9, atol=1e-12)
