@@ -15,7 +15,7 @@ import torch
 from helpers import CPU, ROOT
 from helpers.config import small_config, small_yaml
 from helpers.logs import curves, same_end
-from helpers.program import main, process_restored
+from helpers.program import main, main_apart, process_restored
 from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 from PIL import Image
 
@@ -330,7 +330,7 @@ def test_a_test_interrupted_in_a_cell_goes_on_with_its_next_targets(run: Path, m
         patch.setattr(evaluator, "_SYNC_EVERY", 1)
         patch.setattr(evaluator, "_SAVE_EVERY", -1.0)
         signal_in_cell(patch, 3, after=8)
-        assert main(run, "--test") == 143
+        assert main_apart(run, "--test") == 143
     kept = bounds(run)
     assert [len(values) for values in kept.values()] == [12, 12, 4]  # the 4 after these are not kept yet
     assert np.array_equal(kept["C=2 M=1, partial"], before["C=2 M=1"][:4])
@@ -353,15 +353,15 @@ def test_a_test_interrupted_in_a_cell_goes_on_with_its_next_targets(run: Path, m
 
 
 def test_an_interrupted_test_goes_on_with_the_next_cell(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = bounds(run)
     for path in run.glob("table.*"):
         path.unlink()
     with monkeypatch.context() as patch:
         signal_in_cell(patch, 3)
-        assert main(run, "--test") == 143
-    assert "resume with" in capsys.readouterr().err
+        assert main_apart(run, "--test") == 143
+    assert "resume with" in capfd.readouterr().err
     assert [(int(row["max_batch_cls"]), int(row["timesteps"])) for row in table(run)] == CELLS[:2]
 
     computed: list[object] = []

@@ -32,6 +32,17 @@ def main(folder: Path, *more: str) -> int:
         return run.main(arguments(folder, *more))
 
 
+def main_apart(folder: Path, *more: str) -> int:
+    """The exit status of the program in a fork of this process, which a signal may end."""
+    if not (process := os.fork()):
+        status = 1
+        try:
+            status = main(folder, *more)
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
 @contextmanager
 def process_restored() -> Iterator[None]:
     """What the program changes in its process is put back: signal handlers, validation of distributions, TF32."""
