@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import ROOT
 from helpers.logs import curves, logged, rows, same_end, same_weights
-from helpers.program import main
+from helpers.program import main, main_apart
 from helpers.tensorboard import tensorboard_clock, tensorboard_folder, tensorboard_scalars
 
 import commands
@@ -283,7 +283,7 @@ def test_a_second_signal_leaves_the_state_before(
     with monkeypatch.context() as patch:
         SignalAt(patch, "train", 6, 0, signal.SIGINT)
         SignalAt(patch, "train", 6, 0, signal.SIGINT)
-        assert main(tmp_path, "--train") == 130
+        assert main_apart(tmp_path, "--train") == 130
     assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 4
     assert logged(tmp_path, 6)()
     assert main(tmp_path, "--train") == 0
@@ -299,7 +299,7 @@ def test_a_validation_is_there_once_after_two_sessions_that_ended_around_it(
     with monkeypatch.context() as patch:
         SignalAt(patch, "train", 5, 0, signal.SIGINT)
         SignalAt(patch, "train", 5, 0, signal.SIGINT)  # at once: step 4 was validated, that is not saved
-        assert main(tmp_path, "--train", "train_spec.save_every=100") == 130
+        assert main_apart(tmp_path, "--train", "train_spec.save_every=100") == 130
     assert main(tmp_path, "--train") == 0
     assert curves(tmp_path) == curves(whole("plain"))
 
@@ -416,18 +416,18 @@ def test_restart_begins_anew(
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_restart_is_asked_for_again_until_it_has_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], begun: bool
 ) -> None:
     assert main(tmp_path, "--train", "train_spec.steps=2") == 0
     before = (tmp_path / "vma.last.pt").read_bytes()
-    capsys.readouterr()
+    capfd.readouterr()
     with monkeypatch.context() as patch:
         if begun:
             SignalAt(patch, "train", 1, 0, signal.SIGINT)
         else:
             patch.setattr(parsers, "build_model", lambda *args: signal.raise_signal(signal.SIGINT))
-        assert main(tmp_path, "--train", "--restart", "train_spec.steps=2") == 130
-    assert ("--restart" in capsys.readouterr().err) != begun
+        assert main_apart(tmp_path, "--train", "--restart", "train_spec.steps=2") == 130
+    assert ("--restart" in capfd.readouterr().err) != begun
     assert ((tmp_path / "vma.last.pt").read_bytes() == before) != begun
 
 
@@ -438,7 +438,7 @@ def test_a_restarted_run_that_died_does_not_become_the_old_one(
     with monkeypatch.context() as patch:
         SignalAt(patch, "train", 2, 0, signal.SIGINT)
         SignalAt(patch, "train", 2, 0, signal.SIGINT)  # at once, so nothing is saved
-        assert main(tmp_path, "--train", "--restart") == 130
+        assert main_apart(tmp_path, "--train", "--restart") == 130
     assert main(tmp_path, "--train") == 0
     assert sorted(row["step"] for row in rows(tmp_path, "train")) == list(range(1, 11))
     assert curves(tmp_path) == curves(whole("plain"))
