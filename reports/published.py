@@ -32,7 +32,7 @@ _CONTEXT_TABLE = {  # split -> exact NLL
 CAVEATS = {
     "published code": "Published code: the same protocol with every evaluation image as a target.",
     "paper": "Paper: its split and filter are not settled, so that column is for orientation.",
-    "Reed et al.": "Reed et al.: NLL of an attention PixelCNN, arXiv 1710.10304; 45/5 alphabets, 26 x 26, filter not known.",
+    "Reed et al.": "Reed et al.: NLL of an attention PixelCNN, arXiv 1710.10304; 45/5, 26 x 26, filter not known.",
     "context table": "Context table: no network, a table of the pixels around each pixel; exact NLL.",
 }
 
