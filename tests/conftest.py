@@ -22,6 +22,7 @@ def strict_torch() -> Iterator[None]:
     torch.set_num_threads(1)
     Distribution.set_default_validate_args(True)
     yield
+    torch.set_num_threads(1)  # for the fixtures of the next module, which come before this one
     Distribution.set_default_validate_args(True)
 
 
