@@ -160,14 +160,14 @@ def build_model(config: Config, device: torch.device) -> MemoryModel:
     """The model with weights drawn by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", config.train_spec.seed))
+        networks = AUTOENCODERS[config.model.autoencoder.kind](**config.model.autoencoder.model_dump(exclude={"kind"}))
         build = _soft_read if config.model.read == "soft" else _vma
-        model = build(config.model, config.train_spec, config.train_data.resize, config.test_spec.addresses)
+        model = build(config, networks, LIKELIHOODS[config.model.likelihood](config.model))
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _vma(model: ModelConfig, spec: TrainSpec, side: int, addresses: int | None) -> VMA:
-    networks = AUTOENCODERS[model.autoencoder.kind](**model.autoencoder.model_dump(exclude={"kind"}))
-    likelihood = LIKELIHOODS[model.likelihood](model)
+def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
+    model, spec, side = config.model, config.train_spec, config.train_data.resize
     latent, hidden = model.latent_dim, model.head_hidden
     code = latent or model.matching_dim  # of the memory image
     features = 2 * code
@@ -188,13 +188,12 @@ def _vma(model: ModelConfig, spec: TrainSpec, side: int, addresses: int | None) 
         use_dreg=spec.z_gradient == "dreg",
         gradient_samples=spec.gradient_samples,
         shifts=shifts,
-        summed_addresses=addresses,
+        summed_addresses=config.test_spec.addresses,
     )
 
 
-def _soft_read(model: ModelConfig, spec: TrainSpec, side: int, addresses: int | None) -> SoftRead:
-    networks = AUTOENCODERS[model.autoencoder.kind](**model.autoencoder.model_dump(exclude={"kind"}))
-    likelihood = LIKELIHOODS[model.likelihood](model)
+def _soft_read(config: Config, networks: Architecture, likelihood: Likelihood) -> SoftRead:
+    model, side = config.model, config.train_data.resize
     latent, features = model.latent_dim, 2 * model.latent_dim
     return SoftRead(
         address_encoder=networks.address_encoder(side, model.matching_dim),

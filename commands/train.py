@@ -30,7 +30,7 @@ from trainer import DAMAGED, EVIDENCE, PREVIOUS_STATE, STATE, Progress, Trainer,
 
 _log = logging.getLogger(__name__)
 
-_SUFFIXES = (STATE, PREVIOUS_STATE, DAMAGED, EVIDENCE, ".resolved.yaml")
+_STATES = (STATE, PREVIOUS_STATE, DAMAGED, EVIDENCE)
 
 _OF_SHIFTS = ("p_s.", "q_s.")
 
@@ -164,7 +164,7 @@ def outputs(session: Session) -> Outputs:
     spec, path = session.config.train_spec, Path(session.config.train_spec.checkpoint_path)
     log = [Path(spec.log_file)] if spec.log_file and not is_null(Path(spec.log_file)) else []
     return {
-        "train_spec.checkpoint_path": [path, *map(path.with_suffix, _SUFFIXES)],
+        "train_spec.checkpoint_path": [path, *map(path.with_suffix, (*_STATES, ".resolved.yaml"))],
         "train_spec.log_file": [*log, *(one.with_suffix(plots.CURVES) for one in log)],
         "--logdir": [_board(session) / "events"],
     }
@@ -181,7 +181,7 @@ def _prepare_files(config: Config, restart: bool) -> None:
     """Write the configuration of the run; with `restart` remove what an earlier one left."""
     path, weights = Path(config.train_spec.checkpoint_path), Path(config.train_spec.init_from or "")
     if restart:
-        for old in (*map(path.with_suffix, (STATE, PREVIOUS_STATE, DAMAGED, EVIDENCE)), path):
+        for old in (*map(path.with_suffix, _STATES), path):
             if old.resolve() != weights.resolve():  # still needed if killed
                 old.unlink(missing_ok=True)
     write_atomically(path.with_suffix(".resolved.yaml"), configuration.dump(config).encode())

@@ -137,7 +137,7 @@ def table_row(
     return {
         "max_batch_cls": max_batch_cls,
         "timesteps": timesteps,
-        "NLL" if k is None else "ELBO": bound.mean,
+        column_of(k): bound.mean,
         "stderr": bound.stderr,
         "stderr_new_classes": bound.stderr_new_classes,
         **{name: estimate(values[name], classes).mean for name in ("kl_a", "kl_z", "address_accuracy")},
@@ -155,6 +155,16 @@ def table_rows(cells: Mapping[str, PerTarget], config: Config, class_names: Sequ
 def metric(rows: Sequence[Row]) -> str:
     """The header the field uses, NLL or such as ELBO@1000."""
     return metric_of(None if "NLL" in rows[0] else int(rows[0]["importance_num"]))
+
+
+def column_of(k: int | None) -> str:
+    """The name in a row of the bound of K samples, or with None of what is exact."""
+    return "NLL" if k is None else "ELBO"
+
+
+def column_in(rows: Sequence[Row]) -> str:
+    """The same of rows that are there."""
+    return "NLL" if "NLL" in rows[0] else "ELBO"
 
 
 def metric_of(k: int | None) -> str:

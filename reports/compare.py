@@ -18,7 +18,7 @@ import numpy as np
 import config as configuration
 from config import Config, cell_name
 from evaluator import PerTarget
-from reports.cells import Row, described, load_cells, load_class_names, load_origin, metric, table_rows
+from reports.cells import Row, column_in, described, load_cells, load_class_names, load_origin, metric, table_rows
 from reports.estimates import alphabets_of, estimate
 from reports.plots import draw_rows, memory_axis, png
 from runtime.errors import DataError, UserError, status_of
@@ -117,8 +117,7 @@ def plot(tables: Sequence[Table]) -> bytes:
     figure = Figure((12 if any(gains) else 7, 4.5))
     axes = figure.subplots(1, 2 if any(gains) else 1, squeeze=False)[0]
     for number, table in enumerate(tables):
-        column = "NLL" if "NLL" in table.rows[0] else "ELBO"
-        _draw(axes[0], table.rows, column, number, f"{table.name}, {metric(table.rows)}")
+        _draw(axes[0], table.rows, column_in(table.rows), number, f"{table.name}, {metric(table.rows)}")
     memory_axis(axes[0], [row for table in tables for row in table.rows])
     axes[0].set_ylabel("nats per image (lower is better)")
     for number, rows in enumerate(gains, 1):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
-from reports.cells import Row, described, metric
+from reports.cells import Row, column_in, described, metric
 from reports.published import published
 from runtime.files import write_atomically
 from runtime.metric_logger import read_log
@@ -22,10 +22,9 @@ def result_plot(rows: Sequence[Row], config: Config) -> bytes:
 
     figure = Figure((6, 4))
     axis = figure.subplots()
-    column = "NLL" if "NLL" in rows[0] else "ELBO"
     for number, classes in enumerate(dict.fromkeys(row["max_batch_cls"] for row in rows)):
         label = f"C = {classes}, this model"
-        draw_rows(axis, rows, classes, column, 0.04 * number, color=f"C{number}", label=label)
+        draw_rows(axis, rows, classes, column_in(rows), 0.04 * number, color=f"C{number}", label=label)
         for name, known in list(published(config).items())[:1]:
             if of := {m: nats for (c, m), nats in known.items() if c == classes}:
                 axis.plot(list(of), list(of.values()), f"C{number}:", label=f"C = {classes}, {name}")

@@ -17,6 +17,7 @@ import config as configuration
 from config import Config
 from reports.cells import (
     Row,
+    column_in,
     described,
     load_cells,
     load_class_names,
@@ -64,7 +65,6 @@ def comma_separated(rows: Sequence[Mapping[str, str | int | float]], columns: Se
 def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
     """The table for people, with the published numbers where the cell exists there, and the weights by their digest."""
     known = published(config)
-    exact = "NLL" in rows[0]
     header = ["C", "M", metric(rows), *(title for _, title, _ in _METRICS), "targets", *known]
     lines = [
         f"{metric_described(config)}. {described(config)}. {_COUNTED}",
@@ -73,14 +73,14 @@ def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
         f"|{'---|' * len(header)}",
     ]
     for row in rows:
-        numbers = [_shown(row["NLL" if exact else "ELBO"], 2)]
+        numbers = [_shown(row[column_in(rows)], 2)]
         numbers += [_shown(row[name], digits) for name, _, digits in _METRICS]
         cells = [row["max_batch_cls"], row["timesteps"], *numbers, row["targets"]]
         cells += [_known(table, row) for table in known.values()]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if known:
-        lines += ["", *(CAVEATS[column] for column in known)]
-        lines += ["The published numbers are ELBO@1000, bounds from above on NLL."] if exact else []
+        lines += ["", *(CAVEATS[name] for name in known)]
+        lines += ["The published numbers are ELBO@1000, bounds from above on NLL."] if column_in(rows) == "NLL" else []
     lines += ["", f"Weights: `{config.test_checkpoint}`, SHA-256 of their values `{digest}`."] if digest else []
     return "\n".join(lines) + "\n"
 

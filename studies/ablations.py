@@ -15,7 +15,7 @@ from typing import Any
 import config as configuration
 import run
 from config import Config, strict_yaml
-from reports.cells import described, load_origin, metric_described
+from reports.cells import column_of, described, load_origin, metric_described
 from reports.estimates import estimate
 from runtime.errors import UserError
 from runtime.signals import StopRequest
@@ -84,7 +84,7 @@ def write(study: Trainings) -> list[str]:
     if (first := next(iter(study.own))) in done:
         config = study.configured(first)
         tests = {name: load_origin(study.output / name / "results.npz") for name in done}
-        rows = compared(done, tests, "ELBO" if config.test_spec.samples else "NLL")
+        rows = compared(done, tests, column_of(config.test_spec.samples))
         program.write(study.output, "ablations", rows, markdown(rows, config), show=False)
     return [name for name in study.own if name not in done]
 
@@ -123,7 +123,7 @@ def compared(done: Mapping[str, Cells], tests: Mapping[str, object], column: str
 
 def markdown(rows: Sequence[Any], config: Config) -> str:
     """A line for each row, a column for each cell; `config` is that of the first row."""
-    column = "ELBO" if config.test_spec.samples else "NLL"
+    column = column_of(config.test_spec.samples)
     lines: dict[str, str] = {}
     for row in rows:
         difference = f" ({row['difference']:+z.2f} ± {row['difference_stderr']:.2f})"

@@ -17,7 +17,7 @@ from typing import Any
 import config as configuration
 import run
 from config import Config, cell_name
-from reports.cells import described, metric, table_row
+from reports.cells import column_in, column_of, described, metric, table_row
 from runtime.signals import StopRequest
 from studies import program
 from studies.trainings import Cells, Trainings
@@ -67,7 +67,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> int:
 def summarised(done: Mapping[str, Cells], config: Config) -> list[program.Row]:
     """For each cell the mean over trainings of its bound, in nats, their standard deviation, and all of them."""
     k = config.test_spec.samples
-    column = "NLL" if k is None else "ELBO"
+    column = column_of(k)
     rows: list[program.Row] = []
     for c, m in config.test_cells:
         of_each = {name: table_row(c, m, cells[cell_name(c, m)], k) for name, cells in done.items()}
@@ -89,13 +89,13 @@ def summarised(done: Mapping[str, Cells], config: Config) -> list[program.Row]:
 
 def markdown(rows: Sequence[Any], config: Config) -> str:
     """A line for each cell."""
-    name, column = metric(rows), "NLL" if "NLL" in rows[0] else "ELBO"
+    name, shown = metric(rows), column_in(rows)
     same = "the same in all trainings" if config.test_spec.subset == "test" else "of other classes in each training"
     return program.markdown(
         f"{name}: nats per image, lower is better. {described(config)}. Mean and standard deviation over "
         f"{rows[0]['trainings']} trainings that differ in train_spec.seed; {rows[0]['targets']} targets, {same}.",
         f"C | M | {name} | s.d.",
-        (f"{row['max_batch_cls']} | {row['timesteps']} | {row[column]:.2f} | {row['sd']:.2f}" for row in rows),
+        (f"{row['max_batch_cls']} | {row['timesteps']} | {row[shown]:.2f} | {row['sd']:.2f}" for row in rows),
     )
 
 

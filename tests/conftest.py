@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import CPU
 from helpers.config import small_config
-from torch import nn
+from helpers.weights import draw_weights
 from torch.distributions import Distribution
 
 import parsers
@@ -62,10 +62,7 @@ def tiny(
     assert isinstance(model, VMA)
     if gain is not None:
         torch.manual_seed(7)
-        for name, value in model.named_parameters():
-            if name != "dummies":
-                inputs = value[0].numel() if value.dim() > 1 else 4
-                nn.init.normal_(value, std=gain * (2 / inputs) ** 0.5)
+        draw_weights(model, gain, but="dummies")
     return model
 
 

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from helpers.weights import draw_weights
 from torch import Tensor
 
 from models import causal
@@ -16,9 +17,7 @@ def toy(gain: float = 1.0, dtype: torch.dtype = torch.float64, attention: int = 
     """A likelihood whose weights are drawn such that signals neither die nor explode."""
     torch.manual_seed(0)
     likelihood = CausalLikelihood(6, 2, fusion_channels=4, fusion_blocks=2, attention=attention).to(dtype)
-    for name, value in likelihood.named_parameters():
-        if not name.endswith("log_precision"):
-            torch.nn.init.normal_(value, std=gain * (2 / (value[0].numel() if value.dim() > 1 else 4)) ** 0.5)
+    draw_weights(likelihood, gain, but="log_precision")
     return likelihood
 
 

@@ -9,8 +9,9 @@ import torch
 from helpers import CPU
 from helpers.config import small_config
 from helpers.program import main
+from helpers.weights import draw_weights
 from test_latent_free import Batch, batch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal
 
 import parsers
@@ -29,9 +30,7 @@ def soft(kind: str = "bernoulli", gain: float = 0.7) -> SoftRead:
     model = parsers.build_model(small_config(Path("runs"), *overrides), CPU).double()
     assert isinstance(model, SoftRead)
     torch.manual_seed(7)
-    for name, value in model.named_parameters():
-        if name != "dummies":
-            nn.init.normal_(value, std=gain * (2 / (value[0].numel() if value.dim() > 1 else 4)) ** 0.5)
+    draw_weights(model, gain, but="dummies")
     return model
 
 

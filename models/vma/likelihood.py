@@ -84,14 +84,13 @@ class LatentFreeImageLikelihood(ImageLikelihood):
     def log_prob(self, x: Tensor, context: Tensor | None, z: Tensor, m_a: FeaturesAt) -> Tensor:
         images, targets, shifts = len(m_a.table.vector), math.prod(x.shape[:2]), len(self.shifts)
         which = torch.arange(targets, device=x.device).view(x.shape[:2]) * images + m_a.rows
-        which = which if m_a.shift is None else which * shifts + m_a.shift
-        pairs, back = which.unique(return_inverse=True)  # [P], [K, G, T]
+        shift = 0 if m_a.shift is None else m_a.shift
+        pairs, back = (which * shifts + shift).unique(return_inverse=True)  # [P], [K, G, T]
         x = x.flatten(0, 1)
         context = context if context is None else context.flatten(0, 1)
 
         def log_prob(pairs: Tensor) -> Tensor:
-            shift = None if m_a.shift is None else pairs % shifts
-            picked = pairs if shift is None else pairs // shifts
+            picked, shift = pairs // shifts, None if m_a.shift is None else pairs % shifts
             target = picked // images
             paired = self.decode(z, FeaturesAt(m_a.table, picked % images, shift))[None, None]  # [1, 1, P, C, H, W]
             of_target = context if context is None else context.index_select(0, target)[None]
