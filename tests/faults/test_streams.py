@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT
 from helpers.config import arguments
 from helpers.logs import curves, logged, same_end
-from helpers.program import main, wait_for
+from helpers.program import environment, main, wait_for
 
 from runtime import checkpoints
 
@@ -28,7 +28,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_shell(script: str, *line: str) -> subprocess.CompletedProcess[str]:
     """`script` with the program's command line as "$@"."""
     command = ["bash", "-c", script, "bash", sys.executable, "run.py", *line]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,13 @@ def test_a_training_whose_terminal_vanishes(tmp_path: Path) -> None:
     line = [sys.executable, "run.py", *arguments(tmp_path, *RUN, "train_spec.steps=100000")]
     streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
     ignoring = ["bash", "-c", "trap '' HUP; exec \"$@\"", "bash"]  # nohup would redirect the output
-    process = subprocess.Popen([*ignoring, *line], cwd=ROOT, start_new_session=True, **streams)  # type: ignore[call-overload]
+    process = subprocess.Popen(
+        [*ignoring, *line],
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        **streams,  # type: ignore[call-overload]
+    )
     os.close(terminal)
     wait_for(logged(tmp_path, 1), process)
     os.close(ours)

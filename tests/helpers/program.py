@@ -71,13 +71,17 @@ def listening() -> Iterator[StopRequest]:
         stop.ignore()
 
 
+def environment() -> dict[str, str]:
+    """Of the program, with as many threads as this process: sums depend on their number."""
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+
+
 def start(*command: str) -> subprocess.Popen[str]:
-    """`python command...` from the folder of the project, with as many threads as this process."""
-    threads = str(torch.get_num_threads())
+    """`python command...` from the folder of the project."""
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
