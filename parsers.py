@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -172,13 +171,13 @@ def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
     code = latent or model.matching_dim  # of the memory image
     features = 2 * code
     shifts = Shifts(model.max_shift)
-    p_x = ImageLikelihood if latent else partial(LatentFreeImageLikelihood, shifts=shifts)
+    p_x = ImageLikelihood if latent else LatentFreeImageLikelihood
     return VMA(
         address_encoder=networks.address_encoder(side, model.matching_dim),
         encoder=networks.encoder(side, features),
         p_a=AddressPrior(model.num_dummies, learned=model.address_prior == "learned"),
         p_z=LatentPrior(features, latent, hidden),
-        p_x=p_x(networks.decoder(side, latent + code, likelihood.channels), likelihood, features, code),
+        p_x=p_x(networks.decoder(side, latent + code, likelihood.channels), likelihood, features, code, shifts),
         q_a=AddressPosterior(scaled=model.address_scale == "sqrt"),
         q_z=LatentPosterior(features, latent, hidden),
         side=side,

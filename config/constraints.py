@@ -169,15 +169,11 @@ def _read(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:
         return
     if not model.latent_dim:
         yield "model.read", "with soft z decides what is read, and model.latent_dim 0 leaves no z; use address"
+    if model.max_shift:
+        yield "model.max_shift", f"{model.max_shift} moves the picked image, and model.read soft picks none; use 0"
     for name, only in (("objective", "vimco"), ("gradient_samples", "all"), ("z_gradient", "standard")):
         if (value := getattr(train_spec, name)) != only:
             yield f"train_spec.{name}", f"{value} needs addresses, which model.read soft has none of; use {only}"
-
-
-def _shift(model: ModelConfig) -> Iterator[Problem]:
-    if model.max_shift and model.latent_dim:
-        text = f"{model.max_shift} moves what the decoder makes of a picked image, which is all it sees without a z"
-        yield "model.max_shift", f"{text}; use 0, or latent_dim 0"
 
 
 def _files(train_spec: TrainSpec, test_spec: TestSpec) -> Iterator[Problem]:
@@ -193,5 +189,5 @@ def _files(train_spec: TrainSpec, test_spec: TestSpec) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _train_data, _val_data, _test_data, _test_grid, _without_dummies, _samples, _warmup, _scheduler, _subset, _metric,
-    _read, _shift, _files,
+    _read, _files,
 )  # fmt: skip

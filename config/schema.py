@@ -237,7 +237,7 @@ class ModelConfig(Section):
         "none", "sqrt: dot products are divided by the square root of matching_dim"
     )
     max_shift: Annotated[Natural, Field(le=8)] = key(
-        0, "pixels by which an address may move the picked image, down and right; needs latent_dim 0"
+        0, "pixels by which an address may move what is made of the picked image, down and right"
     )
     head_hidden: Natural = key(0, "width of a hidden layer in q(z | x, m_a) and p(z | m_a); 0: linear, as published")
 

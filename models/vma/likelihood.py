@@ -27,10 +27,14 @@ class ImageLikelihood(nn.Module):
     Args:
         features: D of the memory image.
         code: the size of its code.
+        shifts: by which parameters of pixels are moved.
     """
 
-    def __init__(self, decoder: Decoder, likelihood: Likelihood, features: int, code: int) -> None:
+    def __init__(
+        self, decoder: Decoder, likelihood: Likelihood, features: int, code: int, shifts: Shifts = Shifts(0)
+    ) -> None:
         super().__init__()
+        self.shifts = shifts
         self.decoder = decoder
         self.likelihood = likelihood
         self.memory_code = nn.Linear(features, code)
@@ -55,7 +59,11 @@ class ImageLikelihood(nn.Module):
         """Parameters of all pixels, [K, G, T, C, H, W]."""
         memory_code = self.memory_code(F.relu(m_a.vector.flatten(0, -2)))
         code = torch.cat([z.flatten(0, -2), memory_code], -1)  # [R, Z + code], R = K G T
-        return self.decoder(code, m_a.maps).to(z.dtype).unflatten(0, z.shape[:-1])
+        parameters = self.decoder(code, m_a.maps).to(z.dtype)  # [R, C, H, W]
+        if m_a.shift is not None:
+            each = torch.arange(len(parameters), device=z.device)
+            parameters = self.shifts.move(parameters, each, m_a.shift.flatten())
+        return parameters.unflatten(0, z.shape[:-1])
 
 
 class LatentFreeImageLikelihood(ImageLikelihood):
@@ -64,12 +72,6 @@ class LatentFreeImageLikelihood(ImageLikelihood):
     A pair is a target and an image that was picked for it, moved by a shift, however often.  The only map that
     `precompute` returns is the decoder's output, so `m_a.maps[0]` are parameters of pixels here.
     """
-
-    def __init__(
-        self, decoder: Decoder, likelihood: Likelihood, features: int, code: int, shifts: Shifts = Shifts(0)
-    ) -> None:
-        super().__init__(decoder, likelihood, features, code)
-        self.shifts = shifts
 
     def precompute(self, vector: Tensor, maps: Sequence[Tensor]) -> Features:
         parameters = self.decoder(self.memory_code(F.relu(vector)), super().precompute(vector, maps).maps)

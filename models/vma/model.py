@@ -69,7 +69,7 @@ class EncodedTargets:
 
     x: Tensor  # [G, T, H, W]
     q_a: Categorical  # q(a|M,x), logits [G, T, A]
-    features: Tensor  # [G, T, D]
+    features: Tensor | None  # [G, T, D]; None where they depend on the shift, or nothing needs them
     context: Tensor | None  # what the likelihood needs of x
 
 
@@ -191,7 +191,7 @@ class VMA(MemoryModel):
         q_a = self.q_a(encoded(self.address_encoder), m.embeddings)
         if self.shifts.most:
             q_a = self.shifts.joint(q_a, self.q_s(x, m.memory).to(x.dtype), m.size)
-        features = encoded(self.encoder) if self.latent else x.new_empty(*x.shape[:2], 0)
+        features = encoded(self.encoder) if self.latent and not self.shifts.most else None
         return EncodedTargets(x, q_a, features, self.p_x.context(x))
 
     def _features(self, images: Tensor) -> Features:
@@ -216,6 +216,21 @@ class VMA(MemoryModel):
             every = torch.arange(rows.numel(), device=rows.device).view_as(rows)
             return FeaturesAt(self._features(m.images[rows.flatten()]), every, shift)
         return FeaturesAt(self._features(m.images), rows, shift)
+
+    def target_features(self, targets: EncodedTargets, m_a: FeaturesAt) -> Tensor:
+        """What q(z|x,m_a) sees of the targets: [G, T, D]; with shifts of x moved back onto each m_a, [K, G, T, D]."""
+        x = targets.x
+        if not self.latent:
+            return x.new_empty(*x.shape[:2], 0)
+        if m_a.shift is None:
+            assert targets.features is not None
+            return targets.features
+        which = torch.arange(x[..., 0, 0].numel(), device=x.device).view(x.shape[:2])
+        pairs, back = (which * len(self.shifts) + m_a.shift).unique(return_inverse=True)  # [P], [K, G, T]
+        rows, shift = pairs // len(self.shifts), pairs % len(self.shifts)
+        moved = self.shifts.move(x.flatten(0, 1).unsqueeze(1), rows, self.shifts.inverse(shift)).squeeze(1)
+        encoded = self.encoder(moved)[0].to(x.dtype)  # [P, D]
+        return encoded.index_select(0, back.flatten()).unflatten(0, back.shape)
 
     # --- samples and their weights ------------------------------------------------------------------------------------
 
@@ -247,7 +262,7 @@ class VMA(MemoryModel):
         """Samples with z = draw(q(z|x,m_a)), and every term of log w."""
         m_a = addresses.m_a
         vector = m_a.vector  # [K, G, T, D], gathered once
-        q_z, p_z = self.q_z(targets.features, vector), self.p_z(vector)
+        q_z, p_z = self.q_z(self.target_features(targets, m_a), vector), self.p_z(vector)
         z = draw(q_z)  # [K, G, T, Z]
         return Samples(
             a=addresses.a,
@@ -389,7 +404,7 @@ class VMA(MemoryModel):
         m = self.encode_memory(memory)
         targets = self.encode_targets(x, m)
         addresses = self.sample_addresses(m, targets, noise, 1)
-        z = sample_normal(self.q_z(targets.features, addresses.m_a.vector), noise)
+        z = sample_normal(self.q_z(self.target_features(targets, addresses.m_a), addresses.m_a.vector), noise)
         slots = self.shifts.slot(addresses.a, m.size)
         return self.p_x.picture(z, addresses.m_a, noise).squeeze(0), slots.squeeze(0)
 

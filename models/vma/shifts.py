@@ -34,6 +34,10 @@ class Shifts:
         """The shifts of addresses."""
         return torch.where(a < images * len(self), a % len(self), len(self) // 2)
 
+    def inverse(self, shift: Tensor) -> Tensor:
+        """The shifts that undo these."""
+        return len(self) - 1 - shift
+
     def of_slots(self, p: Tensor, images: int) -> Tensor:
         """Probabilities of addresses [..., A] -> of slots [..., S]."""
         moved, dummies = p.split([images * len(self), p.shape[-1] - images * len(self)], -1)
