@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from test_shifts import moved
 from torch import Tensor, nn
 from torch.distributions import Categorical, MultivariateNormal
 
@@ -120,12 +121,18 @@ def log_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return -(x * (1 + (-logits).exp()).log() + (1 - x) * (1 + logits.exp()).log()).sum()
 
 
+def every_place(model: VMA, images: int) -> list[tuple[int, int, int]]:
+    """What each address names: the slot, and by how much it is moved down and right."""
+    by = range(-model.shifts.most, model.shifts.most + 1)
+    return [*product(range(images), by, by), *((images + dummy, 0, 0) for dummy in range(len(model.dummies)))]
+
+
 @dataclass(frozen=True)
 class SlowSample:
     """Everything about one sample of one target."""
 
-    q_a: Tensor  # [S] log-probabilities
-    p_a: Tensor  # [S] log-probabilities
+    q_a: Tensor  # [A] log-probabilities
+    p_a: Tensor  # [A] log-probabilities
     z: Tensor
     mean: Tensor  # [H, W] of p(x|z,m_a)
     log_p_x: Tensor
@@ -143,8 +150,17 @@ def slow_sample(model: VMA, x: Tensor, memory: Tensor, a: int, noise_z: Tensor, 
     prior = torch.zeros(len(slots), dtype=x.dtype)
     prior[len(memory) :] = model.p_a.dummy_logits
 
-    target = encode(model.encoder, x)[0]  # type: ignore[arg-type]
-    vector, fine, coarse = encode(model.encoder, slots[a])  # type: ignore[arg-type]
+    q_a, p_a = (logits.exp() / logits.exp().sum()).log(), (prior.exp() / prior.exp().sum()).log()
+    places = every_place(model, len(memory))
+    if model.shifts.most and len(memory):
+        log_q_s, log_p_s = model.q_s(x[None, None], memory[None])[0, 0].flatten(), model.p_s()
+        number = torch.arange(len(memory)).repeat_interleave(len(log_p_s))
+        q_a = torch.cat([q_a[number] + log_q_s, q_a[len(memory) :]])
+        p_a = torch.cat([p_a[number] + log_p_s.repeat(len(memory)), p_a[len(memory) :]])
+    slot, down, right = places[a]
+
+    target = encode(model.encoder, moved(x, -down, -right))[0]  # type: ignore[arg-type]
+    vector, fine, coarse = encode(model.encoder, slots[slot])  # type: ignore[arg-type]
     prior_z, posterior_z = (
         linear_normal(model.p_z.head, vector),
         linear_normal(model.q_z.head, torch.cat([target, vector])),
@@ -153,10 +169,11 @@ def slow_sample(model: VMA, x: Tensor, memory: Tensor, a: int, noise_z: Tensor, 
     z = loc + scale * noise_z
     code = model.p_x.memory_code.weight @ vector.relu() + model.p_x.memory_code.bias
     parameters = decode(model.p_x.decoder, torch.cat([z, code]), fine, coarse)  # type: ignore[arg-type]
+    parameters = moved(parameters, down, right)
     bernoulli = isinstance(model.p_x.likelihood, BernoulliPixels)
     return SlowSample(
-        q_a=(logits.exp() / logits.exp().sum()).log(),
-        p_a=(prior.exp() / prior.exp().sum()).log(),
+        q_a=q_a,
+        p_a=p_a,
         z=z,
         mean=1 / (1 + (-parameters).exp()) if bernoulli else parameters,
         log_p_x=log_bernoulli(x, parameters) if bernoulli else log_normal(x, parameters, torch.ones_like(x)),
@@ -180,6 +197,7 @@ CASES = [  # likelihood, learned prior, T, M, side, more
     ("normal", False, 2, 1, 22),
     ("normal", True, 1, 0, 20),
     ("bernoulli", True, 2, 3, 20, "model.address_scale=sqrt", "model.head_hidden=5"),
+    ("bernoulli", True, 2, 2, 20, "model.max_shift=1"),
 ]
 
 
@@ -198,12 +216,12 @@ def case(
 def test_samples_and_their_gradients_equal_the_slow_version(tiny_model: Build, arguments: tuple) -> None:
     """Addresses and all terms of log w to 1e-10; gradients of a random sum of the terms to 1e-9 of the largest."""
     model, x, memory = case(tiny_model, *arguments)
-    k, (g, t), slots = 4, x.shape[:2], memory.shape[1] + 2
+    k, (g, t), addresses = 4, x.shape[:2], len(every_place(model, memory.shape[1]))
     noise = given_noise(k, g, t)
     m = model.encode_memory(memory)
     samples = model.importance_samples(x, m, model.encode_targets(x, m), noise, k)
-    assert (samples.a >= slots - 2).any()  # a dummy
-    assert memory.shape[1] == 0 or (samples.a < slots - 2).any()
+    assert (samples.a >= addresses - 2).any()  # a dummy
+    assert memory.shape[1] == 0 or (samples.a < addresses - 2).any()
 
     names = ("log_p_x", "log_p_z", "log_p_a", "log_q_z", "log_q_a")
     slow = {name: torch.empty(k, g, t, dtype=torch.float64) for name in names}
@@ -235,10 +253,10 @@ def test_samples_and_their_gradients_equal_the_slow_version(tiny_model: Build, a
 def test_losses_equal_the_slow_version(tiny_model: Build, arguments: tuple) -> None:
     """Bound and metrics of both objectives, from sums over everything that may be picked."""
     model, x, memory = case(tiny_model, *arguments)
-    k, (g, t), slots = 2, x.shape[:2], memory.shape[1] + 2
+    k, (g, t), addresses = 2, x.shape[:2], len(every_place(model, memory.shape[1]))
     model.importance_num = k
     batch = episodes(x, memory)
-    for objective, rows in (("vimco", k), ("marginal", k * slots)):
+    for objective, rows in (("vimco", k), ("marginal", k * addresses)):
         noise = given_noise(rows, g, t)
         model.objective = objective
         loss, metrics = model.loss(batch, noise)
@@ -251,24 +269,25 @@ def test_losses_equal_the_slow_version(tiny_model: Build, arguments: tuple) -> N
 
 @torch.no_grad()
 def slow_metrics(model: VMA, batch: Episodes, noise: GivenNoise, k: int, g: int, t: int) -> dict[str, float]:
-    """Noise runs over samples for vimco; for marginal over samples, and within them over slots."""
+    """Noise runs over samples for vimco; for marginal over samples, and within them over addresses."""
     x, memory, noise_z = batch.x[g, t], batch.memory[g], noise.z[:, g, t]
     any_one = slow_sample(model, x, memory, 0, noise_z[0])
-    q_a, slots = any_one.q_a.exp().tolist(), len(memory) + 2
+    q_a, places = any_one.q_a.exp().tolist(), every_place(model, len(memory))
+    of_class = [slot < len(memory) and batch.memory_class[g, slot] == batch.x_class[g, t] for slot, _, _ in places]
     if model.objective == "vimco":
         picks = [slow_pick(any_one.q_a, uniform) for uniform in noise.address[:, g, t]]
         rows = [(1 / k, slow_sample(model, x, memory, a, noise_z[i]), a) for i, a in enumerate(picks)]
         log_w = [slow.log_p_x + slow.log_p_z + slow.p_a[a] - slow.log_q_z - slow.q_a[a] for _, slow, a in rows]
     else:
-        every = list(product(range(k), range(slots)))
-        rows = [(q_a[a] / k, slow_sample(model, x, memory, a, noise_z[i * slots + a]), a) for i, a in every]
+        every = list(product(range(k), range(len(places))))
+        rows = [(q_a[a] / k, slow_sample(model, x, memory, a, noise_z[i * len(places) + a]), a) for i, a in every]
         log_w = [slow.log_p_x + slow.log_p_z + slow.p_a[a] - slow.log_q_z for _, slow, a in rows]
     return {
         "bound": torch.stack(log_w).logsumexp(0).item() - math.log(k),
         "kl_z": float(sum(share * (slow.log_q_z - slow.log_p_z) for share, slow, _ in rows)),
         "reconstruction": float(sum(share * slow.log_p_x for share, slow, _ in rows)),
         "kl_a": sum(q * math.log(q / p) for q, p in zip(q_a, any_one.p_a.exp().tolist(), strict=True)),
-        "address_accuracy": sum(q_a[i] for i in range(len(memory)) if batch.memory_class[g, i] == batch.x_class[g, t]),
+        "address_accuracy": sum(q for q, same in zip(q_a, of_class, strict=True) if same),
     }
 
 
@@ -278,17 +297,21 @@ def test_pictures_equal_the_slow_version(tiny_model: Build, arguments: tuple) ->
     model, x, memory = case(tiny_model, *arguments)
     g, t = x.shape[:2]
     noise = given_noise(4, g, 1)
-    means, a = model.sample(memory, noise, 4)
+    means, slots = model.sample(memory, noise, 4)
+    places, log_p_a = every_place(model, memory.shape[1]), model.encode_memory(memory).p_a.logits
     for i, j in product(range(4), range(g)):
-        expected = slow_sample(model, x[j, 0], memory[j], int(a[i, j]), noise.z[i, j, 0], from_prior=True)
-        assert a[i, j] == slow_pick(expected.p_a, noise.address[i, j, 0])
+        a = slow_pick(log_p_a[j, 0], noise.address[i, j, 0])
+        expected = slow_sample(model, x[j, 0], memory[j], a, noise.z[i, j, 0], from_prior=True)
+        torch.testing.assert_close(log_p_a[j, 0], expected.p_a)
+        assert slots[i, j] == places[a][0]
         torch.testing.assert_close(means[i, j], expected.mean, rtol=0, atol=1e-10)
 
     noise = given_noise(1, g, t)
-    means, a = model.reconstruct(x, memory, noise)
+    means, slots = model.reconstruct(x, memory, noise)
     for j, n in product(range(g), range(t)):
-        expected = slow_sample(model, x[j, n], memory[j], int(a[j, n]), noise.z[0, j, n])
-        assert a[j, n] == slow_pick(expected.q_a, noise.address[0, j, n])
+        a = slow_pick(slow_sample(model, x[j, n], memory[j], 0, noise.z[0, j, n]).q_a, noise.address[0, j, n])
+        expected = slow_sample(model, x[j, n], memory[j], a, noise.z[0, j, n])
+        assert slots[j, n] == places[a][0]
         torch.testing.assert_close(means[j, n], expected.mean, rtol=0, atol=1e-10)
 
 

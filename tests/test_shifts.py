@@ -190,6 +190,6 @@ def test_it_trains_tests_and_begins_with_weights_without_shifts(tmp_path: Path) 
     assert main(plain, "--test", *LATENT_FREE, "model.max_shift=1") == 2  # other weights are needed
 
 
-def test_a_shift_needs_a_model_without_z(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.max_shift: 2 moves .*; use 0, or latent_dim 0"):
-        small_config(tmp_path, "model.max_shift=2")
+def test_a_shift_needs_a_picked_image(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.max_shift: 2 moves .*, and model\.read soft picks none; use 0"):
+        small_config(tmp_path, "model.max_shift=2", "model.read=soft")
