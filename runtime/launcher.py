@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 
-from runtime.signals import heeded
+from runtime.signals import STARTER_DIED, heeded
 
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
@@ -57,9 +57,9 @@ def _run(command: Sequence[str], places: Sequence[dict[str, str]]) -> int:
 
 
 def end_with_parent() -> None:
-    """Ask the kernel for a SIGTERM to this process when the one that started it is killed."""
+    """Ask the kernel for a signal to this process when the one that started it is killed."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, STARTER_DIED)  # PR_SET_PDEATHSIG
 
 
 def _wait(processes: Sequence[Process]) -> int:

@@ -26,12 +26,13 @@ class Stopped(BaseException):
         self.status = 128 + number
 
 
-_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STARTER_DIED = signal.SIGUSR2  # as SIGTERM, and never a second signal: it comes for every thread of what died
 
 
 def heeded() -> list[signal.Signals]:
     """The signals that ask to stop: SIGHUP not where it is ignored from the start, which is what nohup does."""
-    return [one for one in _REQUESTS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+    return [one for one in REQUESTS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
 
 
 class StopRequest:
@@ -53,7 +54,7 @@ class StopRequest:
         self._heard.setblocking(False)
         self._told.setblocking(False)
         self._outer = signal.set_wakeup_fd(self._told.fileno())  # gets the number of every signal at once
-        for number in heeded():
+        for number in (*heeded(), STARTER_DIED):
             signal.signal(number, self._handle)
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -71,8 +72,9 @@ class StopRequest:
                 number = self._heard.recv(1)
             except BlockingIOError:
                 return True
-            if number and number[0] in _REQUESTS and not self._ignored:
-                again, self.received = self.received, number[0]
+            if number and number[0] in (*REQUESTS, STARTER_DIED) and not self._ignored:
+                died = number[0] == STARTER_DIED
+                again, self.received = self.received and not died, signal.SIGTERM if died else number[0]
                 if again or not self._deferred:
                     self._leave(Stopped(self.received))
             return bool(number)

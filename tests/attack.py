@@ -1,13 +1,14 @@
 """Attacks at random: `python -m tests.attack --minutes 5` kills, signals, and breaks streams, disks and files.
 
-Each attempt is a tiny training in a child process, forked from this one, which has imported everything; what begins
-before that is provoked in tests/faults.  It survived if nothing printed a traceback or hung, every state was whole, and
-the run went on to the log and the weights of one that was left alone.  What is attacked depends on --seed and the
-number of the attempt; half of the moments are calls that Python counts, the others depend on the clock.
+Each attempt is a tiny training in a child process, forked from this one, which has imported everything and drawn the
+pictures; what begins before that is provoked in tests/faults.  It survived if nothing printed a traceback or hung,
+every state was whole, and the run went on to the log and the weights of one that was left alone.  What is attacked
+depends on --seed and the number of the attempt; half of the moments are calls that Python counts, the others depend on
+the clock.
 """
 
 import argparse
-import functools
+import logging
 import os
 import random
 import resource
@@ -18,25 +19,28 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent)]
-import matplotlib.figure  # noqa: E402, F401
 import torch._dynamo  # noqa: E402
 import torch.utils.tensorboard  # noqa: E402
 from helpers.config import arguments  # noqa: E402
 from helpers.faults import damage  # noqa: E402
 from helpers.logs import curves, same_end  # noqa: E402
+from helpers.program import drawn_once  # noqa: E402
+from helpers.program import main as main_here  # noqa: E402
 
 import commands  # noqa: E402, F401
 import run  # noqa: E402
-from data import glyphs  # noqa: E402
 from runtime import checkpoints  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
-TRAIN = ("--train", "--device", "cpu", "train_spec.save_every=2")
+TRAIN = (
+    *("--train", "--device", "cpu", "train_spec.steps=6", "train_spec.save_every=3"),
+    *("train_data.iter=2", "train_spec.val_targets=8"),
+)
 LONGEST = 180.0  # seconds of an attempt, on a machine that does something else too
-CALLS = 36_000  # that Python counts in such a training, roughly
 
 
 def program(
@@ -82,6 +86,32 @@ def counted(moments: Sequence[tuple[int, int]]) -> Callable[[], None]:
     return lambda: sys.addaudithook(count)
 
 
+def quietly(folder: Path) -> None:
+    """A training in this process."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        assert not main_here(folder, *TRAIN)
+    logging.getLogger().handlers.clear()  # it writes nowhere
+
+
+def calls(folder: Path) -> int:
+    """How many calls Python counts in a training that is left alone."""
+    reading, writing = os.pipe()
+    if not os.fork():
+        number = 0
+
+        def count(event: str, args: object) -> None:
+            nonlocal number
+            number += 1
+
+        sys.addaudithook(count)
+        quietly(folder)
+        os.write(writing, str(number).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as said:
+        return int(said.read())
+
+
 def assert_whole(folder: Path) -> None:
     for path in folder.glob("vma*.pt"):
         checkpoints.load(path)
@@ -92,11 +122,13 @@ class Attack:
 
     def __init__(self, root: Path) -> None:
         self.whole, self.half = root / "whole", root / "half"
+        quietly(root / "drawn")
         began = time.monotonic()
-        for folder, steps in ((self.whole, 10), (self.half, 4)):
+        self.calls = calls(root / "counted")
+        self.seconds = 2 * (time.monotonic() - began)  # of a training, on a machine that is slower now and then
+        for folder, steps in ((self.whole, 6), (self.half, 4)):
             folder.mkdir()
             assert not (ended := program(folder, *TRAIN, "--test", f"train_spec.steps={steps}"))[0], ended[1]
-        self.seconds = time.monotonic() - began
 
     def begun(self, folder: Path, numbers: random.Random) -> None:
         """A run that begins, or one that was trained for four steps."""
@@ -104,7 +136,7 @@ class Attack:
 
     def struck(self, folder: Path, numbers: random.Random, signals: Sequence[int]) -> int:
         """The exit status of a training that these signals meet."""
-        call, moment = numbers.randrange(1, CALLS), numbers.uniform(0, self.seconds)
+        call, moment = numbers.randrange(1, self.calls), numbers.uniform(0, self.seconds)
         if numbers.random() < 0.5:
             first = counted([(call + numbers.randrange(50), number) for number in signals])
             status, _ = program(folder, *TRAIN, first=first)
@@ -182,11 +214,10 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--only", type=int, metavar="N", help="the attempt of this number")
     args = p.parse_args()
+    drawn_once().__enter__()  # to the end of this process
     end, root = time.monotonic() + 60 * args.minutes, Path(tempfile.mkdtemp(prefix="attack."))
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # also of the children, until the program listens
-    glyphs.load = functools.cache(glyphs.load)
-    glyphs.load(subset="train", classes=8, seed=0)
     attack = Attack(root)
     families = (attack.kills, attack.signals, attack.streams, attack.disks, attack.files)
     tried, survived = dict.fromkeys(families, 0), dict.fromkeys(families, 0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import CPU
 from helpers.config import small_config
+from helpers.program import kill_started
 from helpers.weights import draw_weights
 from torch.distributions import Distribution
 
@@ -14,6 +15,13 @@ import parsers
 from models.vma.model import VMA
 
 torch.set_num_threads(1)  # before any fixture of a module trains: sums depend on the number of threads
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Processes that a test started end with it."""
+    yield
+    kill_started()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,14 @@ def test_the_first_failure_counts_and_ends_the_others(tmp_path: Path, monkeypatc
 def test_the_cause_counts_where_those_that_lost_it_have_ended_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, cause: str
 ) -> None:
-    monkeypatch.setattr(launcher, "POLL", 1.0)
+    wait = launcher._wait
+
+    def when_all_have_ended(processes: Sequence[launcher.Process]) -> int:
+        for process in processes:
+            process.wait()
+        return wait(processes)
+
+    monkeypatch.setattr(launcher, "_wait", when_all_have_ended)
     source = f"{cause} if rank == {first} else sys.exit(1)"
     assert launched(tmp_path, source) == (3 if "3" in cause else 137)
 

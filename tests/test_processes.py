@@ -16,7 +16,7 @@ import torch
 from helpers import ROOT
 from helpers.config import arguments, small_config
 from helpers.logs import curves, logged, rows, same_end
-from helpers.program import finish, main, start, start_together, wait_for, waiting_program
+from helpers.program import finish, main, start, start_together, until_the_end_of_the_test, wait_for, waiting_program
 from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 
 import commands
@@ -351,7 +351,7 @@ def test_a_full_disk_in_the_process_that_writes_stops_all(tmp_path: Path) -> Non
 )
 def test_a_signal_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two: Path, number: signal.Signals) -> None:
     process = start_together(2, *waiting_program(tmp_path, 4, *RUN))
-    wait_for(logged(tmp_path, 4), process)
+    wait_for((tmp_path / "waits").exists, process)
     began = time.monotonic()
     process.send_signal(number)
     code, _, err = finish(process)
@@ -448,6 +448,7 @@ def test_two_processes_killed_at_many_moments_go_on_exactly(tmp_path: Path) -> N
     for attempt in range(4):
         process = start_together(2, "run.py", *arguments(tmp_path, *always, "train_spec.steps=100000"))
         wait_for(lambda: (tmp_path / "vma.last.pt").exists(), process)
+        wait_for(lambda process=process: len(children(process)) == 2, process)  # type: ignore[misc]
         seen = set(tmp_path.glob(".vma.last.pt.*.part"))
         if attempt % 2:
             time.sleep(numbers.uniform(0.5, 3))
@@ -503,7 +504,9 @@ def at_a_free_port(rank: int) -> dict[str, str]:
 
 def start_one(folder: Path, environment: dict[str, str], *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "run.py", *arguments(folder, *RUN, *more)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+    return until_the_end_of_the_test(
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -570,7 +573,7 @@ def test_torchrun_passes_signals_on(tmp_path: Path, two: Path, number: signal.Si
     command = torchrun(tmp_path, *RUN)
     command[command.index("run.py") :] = waiting_program(tmp_path, 4, *RUN)
     process = start(*command)
-    wait_for(logged(tmp_path, 4), process)
+    wait_for((tmp_path / "waits").exists, process)
     began = time.monotonic()
     process.send_signal(number)
     code, _, err = finish(process)

@@ -103,6 +103,13 @@ def test_a_second_signal_does_not_wait(second: signal.Signals) -> None:
     assert outcome(source) == (128 + second, f"waited\nleft by {second.name}\n", "")
 
 
+def test_what_started_it_dies_only_once() -> None:
+    """The kernel says so for every one of its threads."""
+    source = "try:\n  with stop.deferred():\n    for _ in range(3): signal.raise_signal(signal.SIGUSR2)\n"
+    source += "    print('waited')\nexcept BaseException as stopped: print(stopped, stopped.status)"
+    assert outcome(source) == (0, "waited\nSIGTERM 143\nwent on\n", "")
+
+
 def test_a_burst_of_signals_is_told_of_once() -> None:
     source = "stop._report = lambda stopped: (print('left by', stopped, flush=True), time.sleep(0.5))\n"
     source += "for _ in range(6): threading.Thread(target=signal.raise_signal, args=(15,)).start()\ntime.sleep(60)"

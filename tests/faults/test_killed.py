@@ -1,14 +1,14 @@
 """kill -9: the last good checkpoint loads, and the run that goes on is the run that was never killed."""
 
+import os
 import random
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.config import arguments
-from helpers.logs import curves, logged, same_end
-from helpers.program import finish, main, start, start_program, wait_for, waiting_program
+from helpers.logs import curves, same_end
+from helpers.program import finish, fork_program, fork_waiting, main, replaced, wait_for
 from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 from PIL import Image
 
@@ -45,8 +45,7 @@ def loads(folder: Path) -> None:
     "step", [pytest.param(2, marks=pytest.mark.slow), 12, pytest.param(16, marks=pytest.mark.slow)]
 )
 def test_a_killed_training_goes_on(tmp_path: Path, whole: Path, step: int) -> None:
-    process = start(*waiting_program(tmp_path, step, "--train", *RUN, for_ever=True))
-    wait_for(logged(tmp_path, step), process)
+    process = fork_waiting(tmp_path, step, "--train", *RUN, for_ever=True)
     process.kill()
     assert finish(process)[0] == -9
     loads(tmp_path)
@@ -61,10 +60,10 @@ def test_a_training_killed_at_twenty_moments_goes_on(tmp_path: Path, whole: Path
     numbers = random.Random(0)
     always = ("train_data.iter=20", "train_spec.save_every=2")
     for attempt in range(20):
-        process = start_program(tmp_path, "--train", "train_spec.steps=100000", *always)
+        process = fork_program(tmp_path, "--train", "train_spec.steps=100000", *always)
         wait_for(lambda: (tmp_path / "vma.resolved.yaml").exists(), process)
         if attempt % 2:
-            time.sleep(numbers.uniform(0, 3))
+            time.sleep(numbers.uniform(0, 1.5))
         else:
             partial = set(tmp_path.glob(".vma.last.pt.*.part"))
             wait_for(lambda seen=partial: bool(set(tmp_path.glob(".vma.last.pt.*.part")) - seen), process)  # type: ignore[misc]
@@ -84,7 +83,7 @@ def test_a_killed_test_goes_on_with_the_next_cell(tmp_path: Path) -> None:
     assert main(tmp_path, "--train", "train_spec.steps=3") == 0
     kills = 0
     for attempt in range(4):
-        process = start_program(tmp_path, "--test", *grid)
+        process = fork_program(tmp_path, "--test", *grid)
         cells = 2 * (attempt + 1)
 
         def done(cells: int = cells) -> bool:
@@ -110,14 +109,9 @@ def test_partial_files_of_killed_processes_do_not_pile_up(tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".*.part"))
 
 
-_SLOW_DISK = """
-import os, time
-import run
-
-fsync = os.fsync
-os.fsync = lambda handle: (time.sleep(0.2), fsync(handle))
-run.standalone(run.main)
-"""
+def on_a_slow_disk() -> None:
+    fsync = os.fsync
+    replaced(os, fsync=lambda handle: (time.sleep(0.2), fsync(handle)))  # type: ignore[func-returns-value]
 
 
 @pytest.mark.slow
@@ -129,7 +123,7 @@ def test_killed_sampling_leaves_whole_pictures(tmp_path: Path) -> None:
     for attempt in range(4):
         pattern = ".*.part" if attempt % 2 else "C1_M*.png"
         already = set(folder.glob(pattern))
-        process = start("-c", _SLOW_DISK, *arguments(tmp_path, "--sample", grid))
+        process = fork_program(tmp_path, "--sample", grid, first=on_a_slow_disk)
         wait_for(lambda seen=already, now=pattern: bool(set(folder.glob(now)) - seen), process)  # type: ignore[misc]
         process.kill()
         assert finish(process)[0] == -9

@@ -1,56 +1,53 @@
 """kill -9 at every stage of a save and while validating: what was saved loads, and the run goes on exactly."""
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers.config import arguments
 from helpers.logs import curves, rows, same_end
-from helpers.program import finish, main, start
+from helpers.program import finish, fork_program, main, replaced
 
+from data.episodes import EpisodeLoader, Episodes
 from runtime import checkpoints
 
-# The program, which kills itself in the `number`-th save: when the temporary file was made, when it is written and not
-# yet safe, when it is safe, when the old state has its second name, when the new one has its place.
-_KILLED = """
-import os, signal, sys
-from pathlib import Path
-import run
-from runtime import checkpoints
 
-stage, number, saves = sys.argv[1], int(sys.argv[2]), 0
-
-def die(*_):
+def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
-def then_die(real):
-    return lambda *args: (real(*args), die())
 
-def save(*args):
-    global saves
-    saves += 1
-    if saves == number:
-        if stage == "made":
-            os.fchmod = die
-        elif stage == "written":
-            os.fsync = die
-        elif stage == "safe":
-            os.fsync = then_die(os.fsync)
-        else:
-            left = [{"kept": 1, "in place": 2 if args[2:] and args[0].exists() else 1}[stage]]
-            real_replace = Path.replace
+def killed(stage: str, number: int) -> None:
+    """Let this process kill itself in the `number`-th save.
 
-            def replace(path, target):
-                real_replace(path, target)
-                left[0] -= 1
-                if not left[0]:
-                    die()
+    When the temporary file was made, when it is written and not yet safe, when it is safe, when the old state has its
+    second name, when the new one has its place.
+    """
+    real_save, saves = checkpoints.save, iter(range(1, 1000))
 
-            Path.replace = replace
-    return real(*args)
+    def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+        if next(saves) == number:
+            if stage == "made":
+                replaced(os, fchmod=die)
+            elif stage == "written":
+                replaced(os, fsync=die)
+            elif stage == "safe":
+                real_fsync = os.fsync
+                replaced(os, fsync=lambda handle: (real_fsync(handle), die()))  # type: ignore[func-returns-value]
+            else:
+                left = iter(range({"kept": 1, "in place": 2 if previous and path.exists() else 1}[stage] - 1, -1, -1))
+                real_replace = Path.replace
 
-real, checkpoints.save = checkpoints.save, save
-run.standalone(run.main, sys.argv[3:])
-"""
+                def replace(path: Path, target: Path) -> None:
+                    real_replace(path, target)
+                    if not next(left):
+                        die()
+
+                replaced(Path, replace=replace)
+        real_save(path, state, previous)
+
+    replaced(checkpoints, save=save)
+
 
 RUN = ("train_spec.steps=12", "train_spec.save_every=2")
 STAGES = ("made", "written", "safe", "kept", "in place")
@@ -73,7 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_training_killed_while_it_saves_goes_on(tmp_path: Path, whole: Path, stage: str, number: int) -> None:
-    status, _, err = finish(start("-c", _KILLED, stage, str(number), *arguments(tmp_path, "--train", *RUN)))
+    status, _, err = finish(fork_program(tmp_path, "--train", *RUN, first=lambda: killed(stage, number)))
     assert status == -9, err
     saved = [checkpoints.load(path) for path in tmp_path.glob("vma*.pt")]
     assert saved and all(0 <= state["progress"]["step"] < 12 for state in saved)
@@ -86,30 +83,22 @@ def test_a_training_killed_while_it_saves_goes_on(tmp_path: Path, whole: Path, s
     assert same_end(tmp_path, whole)
 
 
-_KILLED_VALIDATING = """
-import os, signal, sys
-import run
-from data.episodes import EpisodeLoader
+def killed_validating(number: int) -> None:
+    """Let this process kill itself at the `number`-th batch of a validation."""
+    real, left = EpisodeLoader.at, iter(range(number - 1, -1, -1))
 
-number, real = int(sys.argv[1]), EpisodeLoader.at
+    def at(loader: EpisodeLoader, step: int) -> Episodes:
+        if loader.subset == "validation" and not next(left):
+            die()
+        return real(loader, step)
 
-def at(loader, step):
-    global number
-    if loader.subset == "validation":
-        number -= 1
-        if not number:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return real(loader, step)
-
-EpisodeLoader.at = at
-run.standalone(run.main, sys.argv[2:])
-"""
+    replaced(EpisodeLoader, at=at)
 
 
 @pytest.mark.parametrize("batch", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_training_killed_while_it_validates_goes_on(tmp_path: Path, whole: Path, batch: int) -> None:
     """At the second batch of the first validation and of the one after it, which are two batches and a picture each."""
-    status, _, err = finish(start("-c", _KILLED_VALIDATING, str(batch), *arguments(tmp_path, "--train", *RUN)))
+    status, _, err = finish(fork_program(tmp_path, "--train", *RUN, first=lambda: killed_validating(batch)))
     assert status == -9, err
     assert len(rows(tmp_path, "validation")) == batch // 3
     assert main(tmp_path, "--train", *RUN) == 0

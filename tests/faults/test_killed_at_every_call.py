@@ -1,57 +1,36 @@
 """kill -9 before every call that concerns a state, in a recovery and the saves after it: a good one is always there."""
 
+import os
 import shutil
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers.config import arguments
 from helpers.faults import flipped
 from helpers.logs import curves, same_end
-from helpers.program import finish, main, start
+from helpers.program import finish, fork_program, main, replaced
 
 from runtime import checkpoints
 from runtime.errors import DataError
 
 RUN = ("train_spec.steps=4", "train_spec.save_every=2", "--device", "cpu")
 
-# The program, again and again from the same files, each time in a child of this process, which has imported
-# everything; the n-th child dies before its n-th call that concerns a file.  What each leaves lies in a folder of its
-# own, which takes the name of the run's while the child works.
-_KILLED = """
-import functools, os, shutil, signal, sys
-from pathlib import Path
-import run
-from data import glyphs
-
-folder, left = Path(sys.argv[1]), Path(sys.argv[2])
-import torch._dynamo, torch.utils.tensorboard, matplotlib.figure, commands
-glyphs.load = functools.cache(glyphs.load)
-glyphs.load(subset="train", classes=8, seed=0)
 CALLS = {"open", "os.rename", "os.link", "os.remove", "os.chmod", "os.fsync", "fcntl.flock"}
-fsync = os.fsync
-os.fsync = lambda number: (sys.audit("os.fsync", number), fsync(number))
 
-def child(number):
-    def count(event, args):
-        nonlocal number
-        if event in CALLS and (not isinstance(args[0], str | os.PathLike) or "vma.last" in os.fspath(args[0])):
-            number -= 1
-            if not number:
-                os.kill(os.getpid(), signal.SIGKILL)
+
+def killed_before(number: int) -> None:
+    """Let this process die before its n-th call that concerns a file with a state."""
+    fsync, left = os.fsync, iter(range(number - 1, -1, -1))
+
+    def count(event: str, args: tuple[Any, ...]) -> None:
+        concerns = event in CALLS and (not isinstance(args[0], str | os.PathLike) or "vma.last" in os.fspath(args[0]))
+        if concerns and not next(left):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    replaced(os, fsync=lambda handle: (sys.audit("os.fsync", handle), fsync(handle)))  # type: ignore[func-returns-value]
     sys.addaudithook(count)
-    run.standalone(run.main, sys.argv[3:])
-
-start, number, status = left / "start", 0, -1
-folder.rename(start)
-while status:
-    number += 1
-    shutil.copytree(start, folder)
-    if not (process := os.fork()):
-        child(number)
-    status = os.waitpid(process, 0)[1]
-    folder.rename(left / str(number))
-    assert status in (0, signal.SIGKILL), status
-"""
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +60,14 @@ def test_a_good_state_survives_a_kill_at_every_call(tmp_path: Path, whole: Path,
     last = folder / "vma.last.pt"
     flipped(last) if damage == "one bit" else shutil.copy(folder / "vma.pt", last)
     assert step_of(last) == -1 and step_of(folder / "vma.last-but-one.pt") == 2
-    status, _, err = finish(start("-c", _KILLED, str(folder), str(left), *arguments(folder, "--train", *RUN)), 500)
-    assert status == 0, err
+    folder.rename(left / "start")
+    number, status = 0, -9
+    while status:  # again and again from the same files
+        number += 1
+        shutil.copytree(left / "start", folder)
+        status, _, err = finish(fork_program(folder, "--train", *RUN, first=lambda n=number: killed_before(n)))  # type: ignore[misc]
+        assert status in (0, -9), err
+        folder.rename(left / str(number))
     numbers = sorted(int(path.name) for path in left.glob("[0-9]*"))
     assert len(numbers) > 15
     best = [max(map(step_of, (left / str(number)).glob("vma.last*.pt"))) for number in numbers]

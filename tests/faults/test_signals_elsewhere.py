@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.config import arguments
 from helpers.logs import logged
-from helpers.program import finish, start, start_program, wait_for
+from helpers.program import Process, finish, fork_program, start, wait_for
 from PIL import Image
 
 from data.omniglot import ARCHIVES, DRAWERS, alphabet_of
@@ -20,7 +19,7 @@ from runtime import checkpoints
 SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 
 
-def ended(process: subprocess.Popen[str], number: signal.Signals) -> str:
+def ended(process: Process, number: signal.Signals) -> str:
     """What a process that is sent this signal says on stderr, on its way out."""
     began = time.monotonic()
     process.send_signal(number)
@@ -34,7 +33,7 @@ def ended(process: subprocess.Popen[str], number: signal.Signals) -> str:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_during_validation_saves_the_training(tmp_path: Path, number: signal.Signals) -> None:
     """A validation of minutes after the first step."""
-    process = start_program(tmp_path, "--train", "train_spec.val_every=1", "train_spec.val_targets=80000")
+    process = fork_program(tmp_path, "--train", "train_spec.val_every=1", "train_spec.val_targets=80000")
     wait_for(logged(tmp_path, 1), process)
     time.sleep(0.2)
     ended(process, number)

@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT
 from helpers.config import arguments
 from helpers.logs import curves, logged, same_end
-from helpers.program import environment, main, wait_for
+from helpers.program import environment, main, until_the_end_of_the_test, wait_for
 
 from runtime import checkpoints
 
@@ -65,13 +65,14 @@ def test_a_training_whose_terminal_vanishes(tmp_path: Path) -> None:
     line = [sys.executable, "run.py", *arguments(tmp_path, *RUN, "train_spec.steps=100000")]
     streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
     ignoring = ["bash", "-c", "trap '' HUP; exec \"$@\"", "bash"]  # nohup would redirect the output
-    process = subprocess.Popen(
+    process: subprocess.Popen[str] = subprocess.Popen(
         [*ignoring, *line],
         cwd=ROOT,
         env=environment(),
         start_new_session=True,
         **streams,  # type: ignore[call-overload]
     )
+    until_the_end_of_the_test(process)
     os.close(terminal)
     wait_for(logged(tmp_path, 1), process)
     os.close(ours)

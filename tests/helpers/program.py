@@ -1,15 +1,22 @@
 """The program in this process or in processes of its own."""
 
+import contextlib
 import functools
+import importlib
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any, NoReturn, TypeAlias, TypeVar
 from unittest import mock
 
 import torch
@@ -17,36 +24,54 @@ from torch.distributions import Distribution
 
 import run
 from data import glyphs
+from data.episodes import EpisodeLoader, Episodes
 from helpers import ROOT
 from helpers.config import arguments
+from reports import pictures, plots
 from runtime import launcher
-from runtime.signals import StopRequest
+from runtime.signals import REQUESTS, STARTER_DIED, StopRequest
 
-# Drawing the glyphs takes most of the time of a small run.
-glyphs_drawn_once = mock.patch.object(glyphs, "load", functools.cache(glyphs.load))
+
+def _first_kept(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """`draw`, which gives its first result again and again."""
+    first: list[Any] = []
+    return lambda *given: (first or first.append(draw(*given)) or first)[0]  # type: ignore[func-returns-value]
+
+
+_DRAWN = (
+    (glyphs, "load", functools.cache(glyphs.load)),
+    (pictures, "episode_picture", _first_kept(pictures.episode_picture)),
+    (plots, "curve_plot", _first_kept(plots.curve_plot)),
+)
+
+
+@contextmanager
+def drawn_once() -> Iterator[None]:
+    """Glyphs, and the pictures and curves of a training, which take most of the time of a small run."""
+    with contextlib.ExitStack() as stack:
+        for module, name, draw in _DRAWN:
+            stack.enter_context(mock.patch.object(module, name, draw))
+        yield
 
 
 def main(folder: Path, *more: str) -> int:
     """The exit status of the program, run in this process."""
-    with process_restored(), glyphs_drawn_once:
+    with process_restored(), drawn_once():
         return run.main(arguments(folder, *more))
 
 
 def main_apart(folder: Path, *more: str) -> int:
-    """The exit status of the program in a fork of this process, which a signal may end."""
-    if not (process := os.fork()):
-        status = 1
-        try:
-            status = main(folder, *more)
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    """The exit status of the program in a fork of this process, which a signal may end; it prints what that did."""
+    status, out, err = finish(fork_program(folder, *more))
+    print(out, end="")
+    print(err, end="", file=sys.stderr)
+    return status
 
 
 @contextmanager
 def process_restored() -> Iterator[None]:
     """What the program changes in its process is put back: signal handlers, validation of distributions, TF32."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in (*REQUESTS, STARTER_DIED)}
     validates = Distribution._validate_args
     level = logging.getLogger("data").level
     tf32 = torch.backends.cudnn.allow_tf32
@@ -78,18 +103,87 @@ def environment() -> dict[str, str]:
 
 def start(*command: str) -> subprocess.Popen[str]:
     """`python command...` from the folder of the project."""
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    return until_the_end_of_the_test(
+        subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment(), stdout=PIPE, stderr=PIPE, text=True)
     )
 
 
 def start_program(folder: Path, *more: str) -> subprocess.Popen[str]:
     return start("run.py", *arguments(folder, *more))
+
+
+class Fork:
+    """The program in a fork of this process, which has imported everything; used as a `subprocess.Popen`.
+
+    It does `first` before.
+    """
+
+    def __init__(self, line: list[str], first: Callable[[], object] = lambda: None) -> None:
+        for module in ("commands", "torch._dynamo", "torch.utils.tensorboard", "matplotlib.figure"):
+            importlib.import_module(module)  # no thread may be at it while this process forks
+        self.returncode: int | None = None
+        self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
+        self.pid = os.fork()
+        if not self.pid:
+            self._work(line, first)
+
+    def _work(self, line: list[str], first: Callable[[], object]) -> NoReturn:
+        try:
+            for number, file in ((1, self._out), (2, self._err)):
+                os.dup2(file.fileno(), number)
+            logging.getLogger().handlers.clear()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in the first line of the program
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+            first()
+            with drawn_once():
+                run.standalone(run.main, line)
+        finally:
+            os.write(2, traceback.format_exc().encode())
+            os._exit(99)
+
+    def poll(self) -> int | None:
+        if self.returncode is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = math.inf) -> tuple[str, str]:
+        """What was written to stdout and stderr.  Raises TimeoutExpired."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("run.py", timeout)
+            time.sleep(0.01)
+        for file in (self._out, self._err):
+            file.seek(0)
+        return self._out.read(), self._err.read()
+
+
+Process: TypeAlias = "subprocess.Popen[str] | Fork"
+P = TypeVar("P", bound="Process")
+_started: list[Process] = []
+
+
+def until_the_end_of_the_test(process: P) -> P:
+    """`process`, which is killed then if it still runs."""
+    _started.append(process)
+    return process
+
+
+def kill_started() -> None:
+    """At the end of a test, which may have failed."""
+    while _started:
+        _started.pop().kill()
+
+
+def fork_program(folder: Path, *more: str, first: Callable[[], object] = lambda: None) -> Fork:
+    return until_the_end_of_the_test(Fork(arguments(folder, *more), first))
 
 
 _TOGETHER = """
@@ -105,50 +199,72 @@ def start_together(world: int, *command: str, poll: float = launcher.POLL) -> su
     return start("-c", _TOGETHER, str(poll), str(world), *command)
 
 
-_WAITING = """\
-import signal, time
-import run
-from runtime import signals
-from data.episodes import EpisodeLoader
+def replaced(where: object, **what: Any) -> None:
+    """Attributes of a module or class, to the end of this process."""
+    mock.patch.multiple(where, **what).start()
 
-at, install, stops = EpisodeLoader.at, signals.StopRequest.install, []
 
-def installed(stop):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
-    stops.append(stop)
-    install(stop)
+def wait_before(step: int, folder: Path, for_ever: bool) -> None:
+    """Let the program of this process wait before `step` of its training for a signal, or for ever.
 
-def asked(loader, step):
-    while step == {step} and loader.subset == "train" and (not stops[0].received or {for_ever}):
-        time.sleep(0.01)
-        if stops[0].received:
-            open({folder!r} + "/heard", "w").close()
-    return at(loader, step)
+    The files `waits` and `heard` say that it has come so far, and that a signal came.
+    """
+    at, install, stops = EpisodeLoader.at, StopRequest.install, list[StopRequest]()
 
-signals.StopRequest.install, EpisodeLoader.at = installed, asked
-run.standalone(run.main)
+    def installed(stop: StopRequest) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+        stops.append(stop)
+        install(stop)
+
+    def asked(loader: EpisodeLoader, number: int) -> Episodes:
+        while number == step and loader.subset == "train" and (not stops[0].received or for_ever):
+            (folder / "waits").touch()
+            time.sleep(0.01)
+            if stops[0].received:
+                (folder / "heard").touch()
+        return at(loader, number)
+
+    replaced(EpisodeLoader, at=asked)
+    replaced(StopRequest, install=installed)
+
+
+_WAITING = """
+import sys
+sys.path.append("tests")
+from pathlib import Path
+from helpers import program
+program.wait_before({step}, Path({folder!r}), for_ever=False)
+program.run.standalone(program.run.main)
 """
 
 
-def waiting_program(folder: Path, step: int, *more: str, for_ever: bool = False) -> list[str]:
-    """The program, which waits before `step` of its training for a signal (`heard` says that one came), or for ever."""
+def waiting_program(folder: Path, step: int, *more: str) -> list[str]:
+    """The command line of a program that waits before `step` of its training for a signal."""
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "waiting.py"
-    program.write_text(_WAITING.format(folder=str(folder), step=step, for_ever=for_ever))
+    program.write_text(_WAITING.format(folder=str(folder), step=step))
     return [str(program), *arguments(folder, *more)]
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 180) -> tuple[int, str, str]:
+def fork_waiting(folder: Path, step: int, *more: str, for_ever: bool = False) -> Fork:
+    """The program, which has come to `step` and waits there."""
+    process = fork_program(folder, *more, first=lambda: wait_before(step, folder, for_ever))
+    wait_for((folder / "waits").exists, process)
+    return process
+
+
+def finish(process: Process, seconds: float = 180) -> tuple[int, str, str]:
     """Exit status, stdout, stderr."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
+    assert process.returncode is not None
     return process.returncode, out, err
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 120) -> None:
     """Until `condition` holds; AssertionError where `process` ends before."""
     deadline = time.monotonic() + seconds
     while True:
