@@ -86,7 +86,7 @@ def _origin(config: Config, digest: str, images: ClassImages) -> str:
         "own_class": spec.own_class,
         "importance_num": spec.samples or "exact",
         "seed": spec.seed,
-        **({"addresses": spec.addresses} if spec.addresses and not spec.samples else {}),
+        **({"addresses": spec.addresses} if spec.addresses else {}),
     }
     return json.dumps(origin, sort_keys=True)
 

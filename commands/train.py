@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ _log = logging.getLogger(__name__)
 
 _STATES = (STATE, PREVIOUS_STATE, DAMAGED, EVIDENCE)
 
-_OF_SHIFTS = ("p_s.", "q_s.")
-
 
 def run(session: Session, restart: bool = False) -> None:
     """Train; the last state of an earlier run is resumed, or replaced with `restart`."""
@@ -47,7 +45,7 @@ def run(session: Session, restart: bool = False) -> None:
         trainer = build_trainer(session, announce=True)
         if weights is not None:
             with checkpoints.as_expected(Path(config.train_spec.init_from or "")):
-                trainer.load_weights(_with_shifts_of(trainer.model, weights))
+                trainer.load_weights(trainer.model.adapted(weights))  # type: ignore[operator]
         on_main(lambda: _prepare_files(config, restart))
         session.stop.restarted = True
         if state is not None:
@@ -203,13 +201,6 @@ def initial_weights(config: Config) -> dict[str, Tensor]:
         problem = "trained on other classes, so that those held out now may be among them; hold out the same, or none"
         raise UserError("\n  ".join([f"train_spec.init_from: {path}: {problem}:", *choice]))
     return state["model"]
-
-
-def _with_shifts_of(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights`, those of shifts as they are in `model` where these are others: `max_shift` may differ."""
-    own = {name: w for name, w in model.state_dict().items() if name.startswith(_OF_SHIFTS)}
-    fits = {n: w for n, w in weights.items() if not n.startswith(_OF_SHIFTS) or (n in own and own[n].shape == w.shape)}
-    return own | fits
 
 
 def load_state(path: Path) -> dict[str, Any]:

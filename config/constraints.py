@@ -162,6 +162,9 @@ def _metric(model: ModelConfig, test_spec: TestSpec) -> Iterator[Problem]:
     if metric == "nll" and latent:
         text = f"nll is an exact sum over addresses; with model.latent_dim {latent} there is only a bound"
         yield "test_spec.metric", f"{text}; use elbo, or latent_dim 0"
+    if test_spec.addresses and metric != "nll":
+        text = f"{test_spec.addresses} of the addresses are summed over by metric nll, and this is {metric}"
+        yield "test_spec.addresses", f"{text}; use null, or metric nll"
 
 
 def _read(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:

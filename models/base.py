@@ -7,6 +7,7 @@ images and whatever else has an address · `C` parameters of a pixel · `H W` im
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -140,6 +141,10 @@ class MemoryModel(nn.Module, ABC):
     @abstractmethod
     def reconstruct(self, x: Tensor, memory: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
         """Pictures [G, T, H, W] given latents inferred from x [G, T, H, W], and the slots [G, T]; None: no slots."""
+
+    def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights to begin a training with that goes on from `weights`, those of a model of the same sizes."""
+        return dict(weights)
 
     def slot_images(self, memory: Tensor) -> Tensor:
         """The image behind every slot of each memory [G, M, H, W]: [G, S, H, W]."""

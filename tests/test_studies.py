@@ -27,7 +27,7 @@ from evaluator import METRICS, PerTarget
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
 from runtime.signals import Stopped
-from studies import ablations, estimator, generalisation, gradients, seeds
+from studies import ablations, estimator, gradients, seeds
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -335,9 +335,8 @@ def test_rows_are_known_again_where_their_folder_was_moved(
     assert (tmp_path / "there" / "ablations.csv").read_bytes() == table
 
 
-@pytest.mark.parametrize("study", [ablations, generalisation])
 def test_the_folder_of_the_data_may_come_from_the_command_line_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: ModuleType
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
 
@@ -346,12 +345,10 @@ def test_the_folder_of_the_data_may_come_from_the_command_line_alone(
         return 7
 
     monkeypatch.setattr(run, "main", noted)
-    monkeypatch.setattr(generalisation, "targets_seen", lambda path: 0)
     path = listed(tmp_path, LIST)
     there = tmp_path / "small.yaml"
     there.write_text(there.read_text().replace("kind: glyphs", "kind: omniglot").replace(", classes: 8", ""))
-    given = ["--config", str(there), "--checkpoint", "vma.pt"] if study is generalisation else [str(path)]
-    assert study.main([*given, "--output", str(tmp_path / "out"), "--root", "drawings"]) == 7
+    assert ablations.main([str(path), "--output", str(tmp_path / "out"), "--root", "drawings"]) == 7
     args = run.parser().parse_args(asked[0])
     given = [*configuration.overrides(args.root), *args.overrides]
     assert configuration.load(args.config, given).test_data.root == "drawings"
@@ -558,70 +555,3 @@ def test_an_exit_status_ends_the_seeds(tmp_path: Path, monkeypatch: pytest.Monke
         assert (config.train_spec.seed, config.train_spec.steps, config.train_data.root) == (seed, 6, "there")
         assert config.test_spec.output_file == str(tmp_path / "seeds" / f"seed_{seed}" / "results.csv")
         assert args.train and args.test and args.device == "cpu"
-
-
-# --- generalisation ---------------------------------------------------------------------------------------------------
-
-
-def trained_twice(folder: Path) -> list[Path]:
-    """The weights of a training of 3 steps of 8 targets, and of one of 2 steps of 4 that began with these."""
-    first, second = folder / "first", folder / "second"
-    assert main(first, "--train", "train_spec.steps=3") == 0
-    (first / "vma.pt").rename(first / "one.pt")
-    more = (f"train_spec.init_from={first / 'one.pt'}", "train_spec.steps=2", "train_data.batch_size=4")
-    assert main(second, "--train", *more) == 0
-    return [first / "one.pt", second / "vma.pt"]
-
-
-def test_the_generalisation_study_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The rows are those of the tests of each checkpoint on each kind of classes, in the order of the targets seen."""
-    one, two = trained_twice(tmp_path)
-    output = tmp_path / "g"
-    named = ["--checkpoint", str(two), "--checkpoint", str(one), "--device", "cpu", "--output", str(output)]
-    sizes = ["--targets", "6", "--samples", "5", "--memory", "3", "--classes", "2"]
-    given = arguments(tmp_path)
-    Path(given[1]).write_text(small_yaml(tmp_path).replace("importance_num: 60", "importance_num: 60, metric: elbo@60"))
-    assert generalisation.main([*given, *named, *sizes]) == 0
-    found = rows(output / "generalisation.csv")
-    assert [(row["checkpoint"], row["targets_seen"], row["subset"]) for row in found] == [
-        (name, seen, subset)
-        for name, seen in (("one", "24"), ("vma", "32"))
-        for subset in ("train", "held_out", "test")
-    ]
-    for row, (path, subset) in zip(found, ((p, s) for p in (one, two) for s in generalisation.SUBSETS), strict=True):
-        table = tmp_path / "alone" / path.stem / f"{subset}.csv"
-        of = ("test_spec.targets=6", "test_spec.importance_num=5", f"test_spec.subset={subset}")
-        cell = ("test_spec.test_params.max_batch_cls=[2]", "test_spec.test_params.timesteps=[3]")
-        assert main(tmp_path, "--test", "--checkpoint", str(path), *of, *cell, f"test_spec.output_file={table}") == 0
-        [alone] = rows(table)
-        assert [row[name] for name in ("ELBO", "stderr", "targets")] == [
-            alone[name] for name in ("ELBO", "stderr", "targets")
-        ]
-        with np.load(output / "generalisation.npz") as all_of_them, np.load(table.with_suffix(".npz")) as own:
-            for part in ("bound", "target_class"):
-                np.testing.assert_array_equal(all_of_them[f"{path.stem}/{subset}/{part}"], own[f"C=2 M=3/{part}"])
-    assert len({row["ELBO"] for row in found}) == 6
-    assert (output / "generalisation.png").read_bytes().startswith(b"\x89PNG")
-    assert (output / "generalisation.md").read_text() in capsys.readouterr().out
-
-
-def test_a_generalisation_study_says_what_it_cannot_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = trained_twice(tmp_path)
-    exported = tmp_path / "exported.safetensors"
-    assert main(tmp_path, "--export", str(exported), f"train_spec.checkpoint_path={two}") == 0
-    capsys.readouterr()
-
-    def refused(*paths: Path) -> tuple[int, str]:
-        named = [part for path in paths for part in ("--checkpoint", str(path))]
-        status = generalisation.main([*arguments(tmp_path), *named, "--output", str(tmp_path / "g")])
-        return status, capsys.readouterr().err
-
-    unknown = "it is not known how many targets"
-    assert refused(exported) == (3, f"{exported}: {unknown} these weights have seen; name a checkpoint\n")
-    one.rename(tmp_path / "moved.pt")
-    assert refused(two)[0] == 3
-    two.rename(one)  # weights that say they began with themselves
-    assert refused(one) == (3, f"{one}: {unknown} these weights have seen; name a checkpoint\n")
-    status, said = refused(one, tmp_path / "one.pt")
-    assert status == 2 and "two have the same name" in said
-    assert not (tmp_path / "g").exists()

@@ -8,7 +8,7 @@ the dummies · `A` addresses, which are slots, or with shifts those of every ima
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,13 +25,7 @@ from models.base import EpisodeBatch, Explanation, MemoryModel, Noise
 from models.vma.likelihood import ImageLikelihood
 from models.vma.posteriors import AddressPosterior, LatentPosterior
 from models.vma.priors import AddressPrior, LatentPrior
-from models.vma.sampling import (
-    apply_dreg,
-    detached,
-    reattach_sample,
-    sample_categorical,
-    sample_normal,
-)
+from models.vma.sampling import apply_dreg, detached, reattach_sample, sample_categorical, sample_normal
 from models.vma.shifts import ShiftPosterior, ShiftPrior, Shifts
 
 DECODES_AT_ONCE = 8192
@@ -161,6 +155,13 @@ class VMA(MemoryModel):
         self.importance_num, self.objective = importance_num, objective
         self.use_dreg, self.gradient_samples = use_dreg, gradient_samples
         self.pictured = p_x.likelihood.pictured
+
+    def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`weights`; those of the shifts as they are here where `weights` has none, or those of another `max_shift`."""
+        shifts = ("p_s.", "q_s.")
+        own = {name: w for name, w in self.state_dict().items() if name.startswith(shifts)}
+        fits = {n: w for n, w in weights.items() if not n.startswith(shifts) or (n in own and own[n].shape == w.shape)}
+        return own | fits
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
