@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from config import schedulers
 from config.schema import DataConfig, MixtureConfig, ModelConfig, TestDataConfig, TestSpec, TrainDataConfig, TrainSpec
 from data.composition import EpisodeSpec
 from data.registry import DATA_SETS, Counts, kinds_that_read
@@ -143,8 +142,11 @@ def _warmup(train_spec: TrainSpec) -> Iterator[Problem]:
 
 
 def _scheduler(train_spec: TrainSpec) -> Iterator[Problem]:
-    if (spec := train_spec.scheduler) is not None:
-        for name, text in schedulers.problems(spec.kind, spec.arguments, train_spec.steps - train_spec.warmup):
+    """Beyond its length the rate of some would rise again, or there is none."""
+    steps = train_spec.steps - train_spec.warmup
+    for name in ("T_max", "total_steps"):
+        if (length := getattr(train_spec.scheduler, name, steps)) < steps:
+            text = f"{length} is less than the {steps} steps of the schedule; use {steps} or more"
             yield f"train_spec.scheduler.{name}", text
 
 

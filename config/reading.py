@@ -14,7 +14,7 @@ from config import strict_yaml
 from config.comparing import below
 from config.config import Config
 from config.constraints import Problem, contradictions, episode_spec
-from config.schema import AUTOENCODERS, Autoencoder, PathText, SchedulerSpec, Section, section_of
+from config.schema import KINDS, PathText, Section, of_kind, section_of
 from config.strict_yaml import StrictYamlError, quoted, shown
 from data.registry import DATA_SETS
 from runtime.errors import UserError
@@ -220,11 +220,13 @@ def _merge(below_it: Raw, raw: Mapping[str, Any], of_a_kind: Collection[str], pr
 
 def _correct_keys(raw: Raw, schema: type[Section], prefix: str = "") -> Iterator[Problem]:
     """Unknown keys; each becomes the one that was probably meant, so that further mistakes are found at once."""
-    if schema is Autoencoder:
-        schema = AUTOENCODERS.get(str(raw.get("kind", "published")), Autoencoder)
+    if schema in KINDS:
+        schema = of_kind(schema, raw.get("kind", schema.model_fields["kind"].default))
+        if schema in KINDS:
+            return  # the kind is wrong
     fields = schema.model_fields
     known = [*fields, *(["output"] if schema is Config else [])]
-    for key in [] if schema in (Autoencoder, SchedulerSpec) else [key for key in raw if key not in known]:
+    for key in [key for key in raw if key not in known]:
         near, value = difflib.get_close_matches(key, known, n=1), raw.pop(key)
         if near:
             raw.setdefault(near[0], value)

@@ -5,14 +5,11 @@ The meanings are printed in docs/configuration.md.  What must fit together is in
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, create_model
 
-from config.schedulers import SCHEDULERS
-from config.strict_yaml import shown
 from data.registry import DATA_SETS
 from runtime.paths import expanded
 
@@ -96,16 +93,6 @@ def _are_gpus(value: object) -> bool:
     return value == "auto" or (isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value))
 
 
-def _argument(value: object) -> object:
-    """An argument of a scheduler: a finite number, text, a switch, null, or a list of these (a tuple here)."""
-    if isinstance(value, list | tuple):
-        return tuple(_argument(item) for item in value)
-    finite = isinstance(value, int | float) and abs(value) < float("inf")
-    if not (value is None or finite or _is_text(value)):
-        raise ValueError("expected a finite number, text, true or false, or a list of these")
-    return _whole(value) if finite and abs(value) <= _LARGEST else value  # type: ignore[arg-type]
-
-
 def _list_of(number: int, what: str) -> tuple[BeforeValidator, BeforeValidator]:
     return expected(what, lambda value: isinstance(value, tuple) and len(value) == number), BeforeValidator(_tuple)
 
@@ -117,11 +104,15 @@ Positive: TypeAlias = Annotated[Whole, Field(ge=1)]
 Natural: TypeAlias = Annotated[Whole, Field(ge=0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Side: TypeAlias = Annotated[Whole, Field(ge=20, le=64), BeforeValidator(_side)]
+Steps: TypeAlias = Annotated[
+    tuple[Positive, ...],
+    expected("a list of numbers of steps, such as [60000, 80000]", lambda value: isinstance(value, tuple) and value),
+    BeforeValidator(_tuple),
+]
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], *_list_of(2, "two whole numbers, such as [48, 64]")]
 ThreeWidths: TypeAlias = Annotated[
     tuple[Positive, Positive, Positive], *_list_of(3, "three whole numbers, such as [32, 32, 64]")
 ]
-Argument: TypeAlias = Annotated[Any, BeforeValidator(_argument)]
 PositiveList: TypeAlias = Annotated[tuple[Positive, ...], _not_empty, BeforeValidator(_expand)]
 NaturalList: TypeAlias = Annotated[tuple[Natural, ...], _not_empty, BeforeValidator(_expand)]
 Gpus: TypeAlias = Annotated[
@@ -163,16 +154,35 @@ def key(default: Any, meaning: str, **limits: Any) -> Any:
     return Field(default, description=meaning, **limits)
 
 
+def of_kind(base: type[Section], kind: object) -> type[Section]:
+    """The section of that kind, in whatever case its name is written; `base`, which has no other keys, for no kind."""
+    return next((schema for name, schema in KINDS[base].items() if name.lower() == str(kind).lower()), base)
+
+
+def by_kind(base: type[Section]) -> BeforeValidator:
+    """A section whose key `kind` says what its other keys are."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        kind = base.model_validate({key: value[key] for key in value if key == "kind"}).model_dump()["kind"]
+        return of_kind(base, kind).model_validate({**value, "kind": kind})
+
+    return BeforeValidator(read)
+
+
+AUTOENCODERS: dict[str, type[Section]] = {}
+
+
 class Autoencoder(Section):
     """The convolutional encoder and decoder; each kind has keys of its own."""
 
-    kind: str
+    kind: Annotated[str, one_of(AUTOENCODERS)] = "published"
 
 
 class PublishedAutoencoder(Autoencoder):
     """The networks of the published code."""
 
-    kind: Literal["published"] = "published"
     channels: Widths = key((48, 64), "feature maps at the two finer scales, and at the coarser ones")
     hidden: Widths = key((100, 256), "width of the dense layers of the encoder, and of the decoder")
 
@@ -186,19 +196,7 @@ class ResidualAutoencoder(Autoencoder):
     address_channels: Widths = key((16, 32), "feature maps of the address encoder at half and at quarter resolution")
 
 
-AUTOENCODERS: dict[str, type[Autoencoder]] = {"published": PublishedAutoencoder, "residual": ResidualAutoencoder}
-
-
-def _autoencoder(value: object) -> object:
-    if not isinstance(value, dict):
-        return value
-    kind = value.get("kind", "published")
-    if not isinstance(kind, str) or kind not in AUTOENCODERS:
-        raise ValueError(f"expected one of the kinds {', '.join(AUTOENCODERS)}")
-    return AUTOENCODERS[kind].model_validate(value)
-
-
-AnyAutoencoder: TypeAlias = Annotated[SerializeAsAny[Autoencoder], BeforeValidator(_autoencoder)]
+AUTOENCODERS |= {"published": PublishedAutoencoder, "residual": ResidualAutoencoder}
 
 
 class CausalConfig(Section):
@@ -221,7 +219,9 @@ class ModelConfig(Section):
     read: Literal["address", "soft"] = key(
         "address", "soft: no address, z reads an average of the memory by soft attention, a baseline"
     )
-    autoencoder: AnyAutoencoder = key(PublishedAutoencoder(), "encoder and decoder: a name, or a section with `kind`")
+    autoencoder: Annotated[SerializeAsAny[Autoencoder], by_kind(Autoencoder)] = key(
+        PublishedAutoencoder(), "encoder and decoder: a name, or a section with `kind`"
+    )
     likelihood: Likelihood = key(
         "bernoulli", "p(x | z, m_a): bernoulli, normal (unit variance) or causal (autoregressive)"
     )
@@ -306,26 +306,66 @@ class TestDataConfig(DataConfig):
     exact: bool = key(False, "not read")
 
 
+# The schedulers of torch.optim.lr_scheduler that take no functions, other schedulers or measured values: the types of
+# their arguments, and the defaults that they have there.
+_MOMENTA = {"cycle_momentum": (bool, True), "base_momentum": (float, 0.8), "max_momentum": (float, 0.9)}
+_SCHEDULERS: dict[str, dict[str, Any]] = {
+    "ConstantLR": {"factor": (Fraction, 1 / 3), "total_iters": (Positive, 5)},
+    "CosineAnnealingLR": {"T_max": (Positive, ...), "eta_min": (float, 0.0)},
+    "CosineAnnealingWarmRestarts": {"T_0": (Positive, ...), "T_mult": (Positive, 1), "eta_min": (float, 0.0)},
+    "CyclicLR": {
+        "base_lr": (float, ...),
+        "max_lr": (float, ...),
+        "step_size_up": (Positive, 2000),
+        "step_size_down": (Positive | None, None),
+        "mode": (Literal["triangular", "triangular2", "exp_range"], "triangular"),
+        "gamma": (float, 1.0),
+        "scale_mode": (Literal["cycle", "iterations"], "cycle"),
+        **_MOMENTA,
+    },
+    "ExponentialLR": {"gamma": (float, ...)},
+    "LinearLR": {
+        "start_factor": (Annotated[Fraction, Field(gt=0)], 1 / 3),
+        "end_factor": (Fraction, 1.0),
+        "total_iters": (Positive, 5),
+    },
+    "MultiStepLR": {"milestones": (Steps, ...), "gamma": (float, 0.1)},
+    "OneCycleLR": {
+        "max_lr": (float, ...),
+        "total_steps": (Positive, ...),
+        "pct_start": (Fraction, 0.3),
+        "anneal_strategy": (Literal["cos", "linear"], "cos"),
+        **_MOMENTA,
+        "base_momentum": (float, 0.85),
+        "max_momentum": (float, 0.95),
+        "div_factor": (float, 25.0),
+        "final_div_factor": (float, 1e4),
+        "three_phase": (bool, False),
+    },
+    "PolynomialLR": {"total_iters": (Positive, 5), "power": (float, 1.0)},
+    "StepLR": {"step_size": (Positive, ...), "gamma": (float, 0.1)},
+}
+
+
 class SchedulerSpec(Section):
     """A class of torch.optim.lr_scheduler by name; every further key is an argument of it."""
 
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Argument]
-
-    kind: Annotated[str, one_of(SCHEDULERS)] = key(
+    kind: Annotated[str, one_of(_SCHEDULERS)] = key(
         ..., "a class of torch.optim.lr_scheduler; the other keys are its arguments"
     )
 
     @property
-    def arguments(self) -> Mapping[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Everything but `kind`; lists are tuples."""
-        return MappingProxyType(self.__pydantic_extra__)
+        return self.model_dump(exclude={"kind"})
 
-    @model_validator(mode="after")
-    def _named(self) -> "SchedulerSpec":
-        if odd := [key for key in self.__pydantic_extra__ if not key.isidentifier() or len(key) > 60]:
-            raise ValueError(f"expected names of arguments, {shown(odd[0])} is none")
-        return self
+
+KINDS: dict[type[Section], dict[str, type[Section]]] = {
+    Autoencoder: AUTOENCODERS,
+    SchedulerSpec: {
+        name: create_model(name, __base__=SchedulerSpec, **arguments) for name, arguments in _SCHEDULERS.items()
+    },
+}
 
 
 class TrainSpec(Section):
@@ -339,7 +379,9 @@ class TrainSpec(Section):
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = key("Adam", "a class of torch.optim")
     lr: float = key(..., "learning rate", gt=0)
     weight_decay: float = key(0.0, "of the optimizer", ge=0)
-    scheduler: SchedulerSpec | None = key(None, "schedule of the learning rate, counted in steps")
+    scheduler: Annotated[SerializeAsAny[SchedulerSpec] | None, by_kind(SchedulerSpec)] = key(
+        None, "schedule of the learning rate, counted in steps"
+    )
     seed: Natural = key(0, "of weights, episodes, noise and the choice of held-out classes")
     objective: Literal["vimco", "marginal"] = key("vimco", "marginal is the exact sum over addresses")
     z_gradient: Literal["standard", "dreg"] = key(

@@ -15,8 +15,8 @@ from torch.optim import lr_scheduler
 
 import config as configuration
 import parsers
-from config import Config, SchedulerSpec, TrainSpec, schedulers
-from config.schema import OPTIMIZERS
+from config import Config, SchedulerSpec, TrainSpec
+from config.schema import KINDS, OPTIMIZERS, Section, of_kind
 from models.vma.model import VMA
 from runtime import checkpoints, devices
 from runtime.errors import UserError
@@ -40,8 +40,8 @@ def spec(folder: Path, *overrides: str) -> TrainSpec:
     return small_config(folder, *overrides).train_spec
 
 
-def scheduler_spec(kind: str, **arguments: object) -> SchedulerSpec:
-    return SchedulerSpec.model_validate({"kind": kind, **arguments})
+def scheduler_spec(kind: str, **arguments: object) -> Section:
+    return of_kind(SchedulerSpec, kind).model_validate({"kind": kind, **arguments})
 
 
 def built(train_spec: TrainSpec) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler | None]:
@@ -108,13 +108,16 @@ def test_the_arguments_of_schedulers_are_those_of_pytorch() -> None:
         for name, kind in vars(lr_scheduler).items()
         if inspect.isclass(kind) and issubclass(kind, lr_scheduler.LRScheduler) and not name.startswith("_")
     }
-    assert schedulers.SCHEDULERS.keys() == SCHEDULERS.keys() == there.keys() - need_more
+    assert KINDS[SchedulerSpec].keys() == SCHEDULERS.keys() == there.keys() - need_more
     not_ours = {"optimizer", "last_epoch", "scale_fn", "epochs", "steps_per_epoch"}
-    for name, arguments in schedulers.SCHEDULERS.items():
-        assert set(arguments) == set(there[name]) - not_ours, name
-        needed = {key for key, of in there[name].items() if of.default is of.empty} - not_ours
+    for name, section in KINDS[SchedulerSpec].items():
+        theirs = {key: argument.default for key, argument in there[name].items() if key not in not_ours}
+        needed = {key for key, default in theirs.items() if default is inspect.Parameter.empty}
         needed |= {"total_steps"} if name == "OneCycleLR" else set()
-        assert {key for key, argument in arguments.items() if argument.needed} == needed, name
+        fields = {key: field for key, field in section.model_fields.items() if key != "kind"}
+        assert {key for key, field in fields.items() if field.is_required()} == needed, name
+        defaults = {key: field.default for key, field in fields.items() if key not in needed}
+        assert defaults == {key: default for key, default in theirs.items() if key not in needed}, name
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
