@@ -49,8 +49,6 @@ def quantity(unit: str, rounds: Sequence[float]) -> dict[str, Any]:
 
 TEST_MEMORIES = (1, 19)
 TEST_SAMPLES = 1000  # K of the published test
-PUBLISHED_TARGETS = 13_180  # evaluation images, the targets of every cell
-PUBLISHED_MEMORIES = 2 * (1, 2, 3, 4, 5, 10, 19)  # M of every cell
 
 _NUMBER = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
 
@@ -103,22 +101,6 @@ def in_turn(tasks: Mapping[str, Callable[[], Rates]], rounds: int) -> dict[str, 
                 found.setdefault(key, []).append(value)
                 say(f"round {number + 1} of {rounds}: {key}: {value:.4g}")
     return found
-
-
-def whole_runs(speed: Mapping[str, Any], training_targets: int) -> dict[str, Any]:
-    """Hours that the whole training and the whole published test would take at the measured rates.
-
-    Seconds per target of the test are taken to be linear in M.
-    """
-    trainings = [row for key, row in speed.items() if key.startswith("train")]
-    rates = {row["title"]: (training_targets, row["ours"]["median"]) for row in trainings}
-    fast, slow = (1 / speed[f"test_M{m}"]["ours"]["median"] for m in TEST_MEMORIES)
-    few, many = TEST_MEMORIES
-    share = (statistics.mean(PUBLISHED_MEMORIES) - few) / (many - few)
-    targets = PUBLISHED_TARGETS * len(PUBLISHED_MEMORIES)
-    title = f"published test, {len(PUBLISHED_MEMORIES)} cells, ELBO@{TEST_SAMPLES}"
-    rates[title] = targets, 1 / (fast + (slow - fast) * share)
-    return {name: {"unit": "h", "value": n / one / 3600, "targets": n} for name, (n, one) in rates.items()}
 
 
 def naive_rates(benchmark: Benchmark) -> Rates:

@@ -3,9 +3,10 @@
 `K` importance samples · `M` images in a memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,65 +20,32 @@ import commands
 import config as configuration
 import evaluator
 import parsers
-from config import Config, DataConfig
+from config import Config
 from data.composition import EpisodeSpec
 from data.episodes import GridEpisodes, spread_targets
-from data.omniglot import ARCHIVES, DRAWERS, FOLDER
+from data.omniglot import DRAWERS
 from runtime.allocator import keep_freed_memory
-from runtime.errors import UserError
 from runtime.signals import StopRequest
-
-SECTIONS = ("train_data", "val_data", "test_data")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is measured, where, and how long; `overrides` make `config` of the file at `path`, without validation."""
+    """What is measured, where, and how long: the configuration in the file at `path`, changed by `overrides`."""
 
     path: Path
     overrides: tuple[str, ...]
-    config: Config
     device: torch.device
     rounds: int
     seconds: float  # a measurement
     naive: Path | None = None  # the program to compare with
 
+    @cached_property
+    def config(self) -> Config:
+        return self.variant()
+
     def variant(self, *more: str) -> Config:
-        """The configuration with more overrides."""
-        return configuration.load(self.path, (*self.overrides, *more))
-
-
-def benchmark(
-    path: Path,
-    overrides: Sequence[str],
-    device: torch.device,
-    rounds: int,
-    seconds: float,
-    naive: Path | None = None,
-) -> Benchmark:
-    """The benchmark of the configuration at `path`; on glyphs where its images are not there.
-
-    Raises:
-        UserError: the configuration is wrong, or its steps differ in work.
-    """
-    wanted = (*overrides, "train_data.held_out_classes=0")
-    config = configuration.load(path, wanted)
-    if not all(_is_there(getattr(config, section)) for section in SECTIONS):
-        glyphs = {"kind": "glyphs", "root": "null", "split": "official"}
-        wanted += tuple(f"{section}.{key}={value}" for section in SECTIONS for key, value in glyphs.items())
-        wanted += ("test_spec.targets=null",)  # there may be fewer; it is not read
-        config = configuration.load(path, wanted)
-    if config.train_data.mixture:
-        raise UserError("train_data.mixture: its steps differ in work; measure with --set train_data.mixture=null")
-    return Benchmark(path, wanted, config, device, rounds, seconds, naive)
-
-
-def _is_there(data: DataConfig) -> bool:
-    """Whether the images can be had without a download."""
-    root = Path(data.root or "").expanduser()
-    needed = {"omniglot": ARCHIVES, "mnist": ["MNIST/raw"], "glyphs": []}.get(data.kind, [""])  # of others, the folder
-    places = [(folder, end) for folder in (root, root / FOLDER) for end in ("", ".npz", ".zip")]
-    return all(any((folder / f"{name}{end}").exists() for folder, end in places) for name in needed)
+        """The configuration without validation, with more overrides.  Raises UserError."""
+        return configuration.load(self.path, (*self.overrides, "train_data.held_out_classes=0", *more))
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

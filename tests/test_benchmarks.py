@@ -22,10 +22,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import run
-from benchmarks import parts, report, throughput, time_to_bound, work
+from benchmarks import parts, throughput, time_to_bound, work
 from benchmarks.parts import BenchmarkError, Point, quantity
 from benchmarks.work import Benchmark, Floor, Work
-from data import omniglot
 from models.vma.model import EncodedMemory
 from runtime.errors import DataError, UserError
 from trainer import Trainer
@@ -42,7 +41,7 @@ def _undisturbed() -> Iterator[None]:
 def small(folder: Path, *overrides: str, naive: Path | None = None) -> Benchmark:
     path = folder / "small.yaml"
     path.write_text(small_yaml(folder))
-    return work.benchmark(path, overrides, CPU, rounds=1, seconds=1e-3, naive=naive)
+    return Benchmark(path, overrides, CPU, rounds=1, seconds=1e-3, naive=naive)
 
 
 # --- timers -----------------------------------------------------------------------------------------------------------
@@ -245,29 +244,12 @@ def test_the_floor_takes_the_gradients_of_a_step(tmp_path: Path, overrides: tupl
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def test_images_that_are_not_there_are_replaced_by_glyphs(tmp_path: Path) -> None:
-    published = ROOT / "configs" / "vma.yaml"
-    root = [f"{section}.root={tmp_path}" for section in work.SECTIONS]
-    found = work.benchmark(published, root, CPU, 1, 1.0)
-    assert {getattr(found.config, section).kind for section in work.SECTIONS} == {"glyphs"}
-    assert found.config.train_data.timesteps == 32 and found.config.train_data.held_out_classes == 0
-    assert found.variant("train_data.targets_per_memory=1").train_data.kind == "glyphs"
-    (tmp_path / "images_background.npz").touch()
-    assert work.benchmark(published, root, CPU, 1, 1.0).config.train_data.kind == "glyphs"
-    (tmp_path / omniglot.FOLDER).mkdir()
-    (tmp_path / omniglot.FOLDER / "images_evaluation.zip").touch()
-    assert work.benchmark(published, root, CPU, 1, 1.0).config.train_data.kind == "omniglot"
-
-
-def test_digits_that_are_not_there_are_replaced_too(tmp_path: Path) -> None:
-    """More of them are tested than there are glyphs."""
-    root = [f"{section}.root={tmp_path}" for section in work.SECTIONS]
-    assert work.benchmark(ROOT / "configs" / "mnist.yaml", root, CPU, 1, 1.0).config.test_data.kind == "glyphs"
-
-
-def test_steps_that_differ_in_work_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train_data\.mixture"):
-        small(tmp_path, "train_data.mixture=[{timesteps: 2, max_img_per_class: 2}]")
+def test_steps_that_differ_in_work_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixture = "train_data.mixture=[{timesteps: 2, max_img_per_class: 2}]"
+    (tmp_path / "small.yaml").write_text(small_yaml(tmp_path))
+    given = ["--config", str(tmp_path / "small.yaml"), "--device", "cpu", "--output", str(tmp_path / "out")]
+    assert throughput.main([*given, "--set", "train_data.batch_size=8", "--set", mixture]) == 2
+    assert "train_data.mixture: its steps differ in work" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("memory", [1, 8, 19, 32, 128, 512])
@@ -280,8 +262,8 @@ def test_memories_of_every_size_can_be_composed(tmp_path: Path, memory: int) -> 
 
 
 def test_the_plan_of_growth_names_valid_configurations() -> None:
-    overrides = ["train_data.batch_size=32"]
-    benchmark = work.benchmark(ROOT / "configs" / "vma.yaml", overrides, CPU, 1, 1.0)
+    overrides = ("train_data.batch_size=32",)
+    benchmark = Benchmark(ROOT / "configs" / "vma.yaml", overrides, CPU, 1, 1.0)
     plans = parts.plan(benchmark)
     for name, series in plans.items():
         for value, point in series.points.items():
@@ -295,8 +277,8 @@ def test_the_plan_of_growth_names_valid_configurations() -> None:
 
 def test_a_batch_that_does_not_fit_the_plan_is_refused_at_once() -> None:
     with pytest.raises(UserError, match="batch_size"):
-        work.benchmark(ROOT / "configs" / "vma.yaml", ["train_data.batch_size=30"], CPU, 1, 1.0)
-    benchmark = work.benchmark(ROOT / "configs" / "quickstart.yaml", ["train_data.targets_per_memory=4"], CPU, 1, 1.0)
+        Benchmark(ROOT / "configs" / "vma.yaml", ("train_data.batch_size=30",), CPU, 1, 1.0).variant()
+    benchmark = Benchmark(ROOT / "configs" / "quickstart.yaml", ("train_data.targets_per_memory=4",), CPU, 1, 1.0)
     with pytest.raises(UserError, match="targets_per_memory: 4 is not a multiple of 8"):
         parts.plan(benchmark)
 
@@ -424,9 +406,8 @@ def test_everything_is_written_and_reads_back(
 ) -> None:
     monkeypatch.setattr(parts, "measure_processes", lambda *arguments: PROCESSES)
     assert run_canned(tmp_path, monkeypatch, "--rounds", "2", "--seconds", "3") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu.json", "cpu.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu.json"]
     results = json.loads((tmp_path / "cpu.json").read_text())
-    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
     assert results["complete"] is True
     measured = {"speed": SPEED, "growth": GROWTH, "start": START, "processes": PROCESSES}
     assert {name: results[name] for name in measured} == measured
@@ -435,7 +416,7 @@ def test_everything_is_written_and_reads_back(
     assert settings["batch"] == {"unit": "targets", "value": 16} and settings["images"] == "glyphs"
     assert results["hardware"]["threads"] == 1 and results["software"]["torch"] == torch.__version__
     table = capsys.readouterr().out
-    assert report.table(results) in table
+    assert throughput.table(results) in table
     for part in (
         " 64 |",
         " 8.00 |",
@@ -444,7 +425,6 @@ def test_everything_is_written_and_reads_back(
         "4.50 |",
         "2.50 |",
         "1.50 |",
-        "published test, 14 cells, ELBO@1000",
     ):
         assert part in table, part
 
@@ -456,7 +436,6 @@ def test_a_part_without_numbers_leaves_the_others(
         raise BenchmarkError("2 processes: exit status 1, no such thing")
 
     monkeypatch.setattr(parts, "measure_processes", fail)
-    monkeypatch.setattr(report, "draw", lambda results: b"")
     assert run_canned(tmp_path, monkeypatch) == 1
     results = json.loads((tmp_path / "cpu.json").read_text())
     assert results["complete"] is False and results["speed"] == SPEED
@@ -465,10 +444,9 @@ def test_a_part_without_numbers_leaves_the_others(
 
 
 def test_single_parts_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "draw", lambda results: b"")
     assert run_canned(tmp_path, monkeypatch, "--parts", "start") == 0
     results = json.loads((tmp_path / "cpu.json").read_text())
-    assert results["start"] == START and not {"speed", "growth", "processes", "whole_runs"} & results.keys()
+    assert results["start"] == START and not {"speed", "growth", "processes"} & results.keys()
 
 
 @pytest.mark.parametrize("wrong", [("--parts", "everything"), ("--rounds", "0"), ("--seconds", "0")])
@@ -478,16 +456,7 @@ def test_wrong_arguments_end_with_status_2(wrong: tuple[str, str], capsys: pytes
     assert ended.value.code == 2 and wrong[0] in capsys.readouterr().err
 
 
-def test_whole_runs_are_extrapolated_from_the_rates() -> None:
-    found = {name: part["value"] for name, part in parts.whole_runs(SPEED, 25_600_000).items()}
-    assert found["training, 16 targets share a memory, fp32"] == pytest.approx(25_600_000 / 64 / 3600)
-    # 1/2 s a target at M = 1 and 1 s at M = 19; the seven sizes add up to 44
-    seconds = 2 * 13_180 * (7 * 0.5 + 0.5 * (44 - 7) / 18)
-    assert found["published test, 14 cells, ELBO@1000"] == pytest.approx(seconds / 3600)
-
-
 def test_files_are_named_after_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "draw", lambda results: b"")
     real = throughput.described
 
     def on_a_gpu(*arguments: Any) -> dict[str, Any]:
@@ -496,14 +465,13 @@ def test_files_are_named_after_the_device(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(throughput, "described", on_a_gpu)
     assert run_canned(tmp_path, monkeypatch, "--parts", "start") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["nvidia-h200-80gb.json", "nvidia-h200-80gb.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nvidia-h200-80gb.json"]
 
 
 def test_the_results_that_are_here_can_be_shown() -> None:
     results = json.loads((ROOT / "results" / "throughput" / "cpu.json").read_text())
-    assert report.draw(results).startswith(b"\x89PNG")
     for shown in ("| training, 16 targets share a memory, fp32 | ", " 6.30 | ", " side = 52 | ", " 1.72 |"):
-        assert shown in report.table(results), shown
+        assert shown in throughput.table(results), shown
 
 
 # --- time to a bound --------------------------------------------------------------------------------------------------
