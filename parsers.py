@@ -23,11 +23,9 @@ from data.registry import DATA_SETS
 from models.base import Likelihood, MemoryModel
 from models.causal import CausalLikelihood
 from models.likelihoods import BernoulliPixels, NormalPixels
-from models.vma.heads import DiagonalNormalHead
+from models.vma.distributions import AddressPosterior, AddressPrior, DiagonalNormalHead, LatentPosterior, LatentPrior
 from models.vma.likelihood import ImageLikelihood, LatentFreeImageLikelihood
 from models.vma.model import VMA
-from models.vma.posteriors import AddressPosterior, LatentPosterior
-from models.vma.priors import AddressPrior, LatentPrior
 from models.vma.shifts import Shifts
 from models.vma.soft_read import SoftRead
 from runtime.errors import DataError, UserError

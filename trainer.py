@@ -295,6 +295,19 @@ class Trainer:
         bar.set_postfix_str(f"loss {means['loss']:.2f}, bound {means['bound']:.2f} nats, {rate:.0f} targets/s")
 
     def _validate(self, validation: Batches, logger: MetricLogger) -> None:
+        """Log the means of the validation, and save the weights if they are the best so far."""
+        step, values = self.progress.step, self._validation_means(validation)
+        logger.log_scalars("validation", step, values)
+        if values["bound"] > self.progress.best:
+            self.progress.best, self.progress.best_step = values["bound"], step
+            self.save_weights()
+        if self.processes.main:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            best = f"best bound {self.progress.best:.2f} nats at step {self.progress.best_step}"
+            tqdm.write(f"step {step}: validation {shown}; {best}")
+
+    def _validation_means(self, validation: Batches) -> Metrics:
+        """Over `val_targets` targets, whose batches the processes share.  Raises NonFiniteError, Stopped."""
         means = Means()
         batches = -(-self.config.val_targets // validation.batch_size)
         for first in range(0, batches, self.processes.world):
@@ -306,14 +319,7 @@ class Trainer:
         values = means.pop(self.processes)
         if not math.isfinite(values["bound"]):
             raise self._not_finite(f"the bound of the validation is {values['bound']}")
-        logger.log_scalars("validation", self.progress.step, values)
-        if values["bound"] > self.progress.best:
-            self.progress.best, self.progress.best_step = values["bound"], self.progress.step
-            self.save_weights()
-        if self.processes.main:
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            best = f"best bound {self.progress.best:.2f} nats at step {self.progress.best_step}"
-            tqdm.write(f"step {self.progress.step}: validation {shown}; {best}")
+        return values
 
     @torch.no_grad()
     def _check_last_weights(self) -> None:

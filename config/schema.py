@@ -430,3 +430,13 @@ class TestSpec(Section):
     def samples(self) -> int | None:
         """K of the bound; None: no samples, the exact log-likelihood."""
         return None if self.metric == "nll" else self.importance_num
+
+    @property
+    def column(self) -> str:
+        """The name of the bound in a table."""
+        return "ELBO" if self.samples else "NLL"
+
+    @property
+    def title(self) -> str:
+        """The header the field uses, NLL or such as ELBO@1000."""
+        return f"ELBO@{self.samples}" if self.samples else "NLL"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Config, DataConfig, cell_name
+from config import Config, DataConfig, TestSpec, cell_name
 from data.registry import DATA_SETS
 from evaluator import METRICS, PerTarget
 from reports.estimates import alphabets_of, estimate
@@ -125,9 +125,9 @@ def _is_whole(values: PerTarget) -> bool:
 
 
 def table_row(
-    max_batch_cls: int, timesteps: int, values: PerTarget, k: int | None, class_names: Sequence[str] = ()
+    max_batch_cls: int, timesteps: int, values: PerTarget, spec: TestSpec, class_names: Sequence[str] = ()
 ) -> Row:
-    """The row of a finished cell: ELBO, or with `k` None NLL, is minus the mean bound in nats per image.
+    """The row of a finished cell: ELBO or NLL is minus the mean bound in nats per image.
 
     In all means every class counts the same.
     """
@@ -137,39 +137,19 @@ def table_row(
     return {
         "max_batch_cls": max_batch_cls,
         "timesteps": timesteps,
-        column_of(k): bound.mean,
+        spec.column: bound.mean,
         "stderr": bound.stderr,
         "stderr_new_classes": bound.stderr_new_classes,
         **{name: estimate(values[name], classes).mean for name in ("kl_a", "kl_z", "address_accuracy")},
         "targets": len(classes),
-        **({} if k is None else {"importance_num": k}),
+        **({"importance_num": spec.samples} if spec.samples else {}),
     }
 
 
 def table_rows(cells: Mapping[str, PerTarget], config: Config, class_names: Sequence[str]) -> list[Row]:
     """Of those cells of the grid that are there, in its order."""
     grid = [(c, m, cells.get(cell_name(c, m))) for c, m in config.test_cells]
-    return [table_row(c, m, cell, config.test_spec.samples, class_names) for c, m, cell in grid if cell is not None]
-
-
-def metric(rows: Sequence[Row]) -> str:
-    """The header the field uses, NLL or such as ELBO@1000."""
-    return metric_of(None if "NLL" in rows[0] else int(rows[0]["importance_num"]))
-
-
-def column_of(k: int | None) -> str:
-    """The name in a row of the bound of K samples, or with None of what is exact."""
-    return "NLL" if k is None else "ELBO"
-
-
-def column_in(rows: Sequence[Row]) -> str:
-    """The same of rows that are there."""
-    return "NLL" if "NLL" in rows[0] else "ELBO"
-
-
-def metric_of(k: int | None) -> str:
-    """The header for bounds of K samples, or with None for exact values."""
-    return "NLL" if k is None else f"ELBO@{k}"
+    return [table_row(c, m, cell, config.test_spec, class_names) for c, m, cell in grid if cell is not None]
 
 
 def described(config: Config) -> str:
@@ -183,7 +163,7 @@ def described(config: Config) -> str:
 def metric_described(config: Config) -> str:
     """What the numbers of a test are."""
     of = "the importance-weighted bound" if config.test_spec.samples else log_likelihood_of(config)
-    return f"{metric_of(config.test_spec.samples)}: minus {of}, nats per image, lower is better"
+    return f"{config.test_spec.title}: minus {of}, nats per image, lower is better"
 
 
 def log_likelihood_of(config: Config) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import config as configuration
 from config import Config, cell_name
 from evaluator import PerTarget
-from reports.cells import Row, column_in, described, load_cells, load_class_names, load_origin, metric, table_rows
+from reports.cells import Row, described, load_cells, load_class_names, load_origin, table_rows
 from reports.estimates import alphabets_of, estimate
 from reports.plots import draw_rows, memory_axis, png
 from runtime.errors import DataError, UserError, status_of
@@ -92,9 +92,9 @@ def differences(first: Table, other: Table) -> list[Row]:
 def markdown(tables: Sequence[Table]) -> str:
     """A table for each of the others beside the first, or why there is none."""
     first = tables[0]
-    lines = [f"Compared with {first.name}: {metric(first.rows)}. {described(first.config)}."]
+    lines = [f"Compared with {first.name}: {first.config.test_spec.title}. {described(first.config)}."]
     for other in tables[1:]:
-        lines += ["", f"{other.name}: {metric(other.rows)}.", ""]
+        lines += ["", f"{other.name}: {other.config.test_spec.title}.", ""]
         if rows := differences(first, other):
             lines[-2] += " Nats better, on the same targets and memories:"
             lines += ["| C | M | better by | ± s.e. | ± new classes | targets |", "|---|---|---|---|---|---|"]
@@ -117,7 +117,8 @@ def plot(tables: Sequence[Table]) -> bytes:
     figure = Figure((12 if any(gains) else 7, 4.5))
     axes = figure.subplots(1, 2 if any(gains) else 1, squeeze=False)[0]
     for number, table in enumerate(tables):
-        _draw(axes[0], table.rows, column_in(table.rows), number, f"{table.name}, {metric(table.rows)}")
+        spec = table.config.test_spec
+        _draw(axes[0], table.rows, spec.column, number, f"{table.name}, {spec.title}")
     memory_axis(axes[0], [row for table in tables for row in table.rows])
     axes[0].set_ylabel("nats per image (lower is better)")
     for number, rows in enumerate(gains, 1):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
-from reports.cells import Row, column_in, described, metric
+from reports.cells import Row, described
 from reports.published import published
 from runtime.files import write_atomically
 from runtime.metric_logger import read_log
@@ -24,12 +24,12 @@ def result_plot(rows: Sequence[Row], config: Config) -> bytes:
     axis = figure.subplots()
     for number, classes in enumerate(dict.fromkeys(row["max_batch_cls"] for row in rows)):
         label = f"C = {classes}, this model"
-        draw_rows(axis, rows, classes, column_in(rows), 0.04 * number, color=f"C{number}", label=label)
+        draw_rows(axis, rows, classes, config.test_spec.column, 0.04 * number, color=f"C{number}", label=label)
         for name, known in list(published(config).items())[:1]:
             if of := {m: nats for (c, m), nats in known.items() if c == classes}:
                 axis.plot(list(of), list(of.values()), f"C{number}:", label=f"C = {classes}, {name}")
     memory_axis(axis, rows)
-    axis.set_ylabel(f"{metric(rows)}, nats per image (lower is better)")
+    axis.set_ylabel(f"{config.test_spec.title}, nats per image (lower is better)")
     targets = max(row["targets"] for row in rows)
     title = f"{described(config)}; {targets} targets a cell; bars: two standard errors each way"
     axis.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=8)

@@ -17,12 +17,10 @@ import config as configuration
 from config import Config
 from reports.cells import (
     Row,
-    column_in,
     described,
     load_cells,
     load_class_names,
     load_weights_digest,
-    metric,
     metric_described,
     table_rows,
 )
@@ -65,7 +63,7 @@ def comma_separated(rows: Sequence[Mapping[str, str | int | float]], columns: Se
 def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
     """The table for people, with the published numbers where the cell exists there, and the weights by their digest."""
     known = published(config)
-    header = ["C", "M", metric(rows), *(title for _, title, _ in _METRICS), "targets", *known]
+    header = ["C", "M", config.test_spec.title, *(title for _, title, _ in _METRICS), "targets", *known]
     lines = [
         f"{metric_described(config)}. {described(config)}. {_COUNTED}",
         "",
@@ -73,14 +71,15 @@ def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
         f"|{'---|' * len(header)}",
     ]
     for row in rows:
-        numbers = [_shown(row[column_in(rows)], 2)]
+        numbers = [_shown(row[config.test_spec.column], 2)]
         numbers += [_shown(row[name], digits) for name, _, digits in _METRICS]
         cells = [row["max_batch_cls"], row["timesteps"], *numbers, row["targets"]]
         cells += [_known(table, row) for table in known.values()]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if known:
         lines += ["", *(CAVEATS[name] for name in known)]
-        lines += ["The published numbers are ELBO@1000, bounds from above on NLL."] if column_in(rows) == "NLL" else []
+        if not config.test_spec.samples:
+            lines.append("The published numbers are ELBO@1000, bounds from above on NLL.")
     lines += ["", f"Weights: `{config.test_checkpoint}`, SHA-256 of their values `{digest}`."] if digest else []
     return "\n".join(lines) + "\n"
 

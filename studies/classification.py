@@ -55,8 +55,7 @@ PUBLISHED = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("classification", __doc__)
-    p.add_argument("--config", type=pathname, required=True, metavar="YAML", help="the configuration of the model")
-    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="its weights (those of the configuration)")
+    program.add_model(p)
     p.add_argument("--memories", type=int, default=100, metavar="G", help="memories of evaluation classes (100)")
     p.add_argument("--samples", type=int, default=20, metavar="K", help="of z for every address, if there is a z (20)")
     p.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="images in a memory are also moved (0)")
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     config = configuration.load(args.config, configuration.overrides(args.root))
-    model = program.load_model(config, args, stop)
+    model = program.load_model(config, stop, args.device, args.checkpoint)
     assert isinstance(model, VMA)  # others have no addresses
     images = parsers.test_images(config, next(model.parameters()).device)
     trials = {f"{way}-way": list(drawn(images, way, args.memories, config.test_spec.seed)) for way in WAYS}

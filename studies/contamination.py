@@ -20,7 +20,7 @@ from torch import Tensor
 import config as configuration
 import parsers
 from data.episodes import spread_targets
-from reports.cells import load_cells, metric_of
+from reports.cells import load_cells
 from run import pathname, standalone
 from runtime.errors import DataError
 from runtime.signals import StopRequest
@@ -59,7 +59,7 @@ def compared(path: Path, root: str | None) -> list[program.Row]:
         if len(nats) != len(targets):
             raise DataError(f"{path}: {name} has {len(nats)} targets, its configuration {len(targets)}")
         row: dict[str, str | int | float] = {"table": path.parent.name, "cell": name}
-        row |= {"metric": metric_of(config.test_spec.samples), "targets": len(targets)}
+        row |= {"metric": config.test_spec.title, "targets": len(targets)}
         row |= {"identical": int((alike == 1).sum()), "similarity_nearest": float(alike[nearest].mean())}
         row |= {"similarity_rest": float(alike[rest].mean())}
         row |= {"nearest": nats[nearest].mean(), "nearest_stderr": nats[nearest].std(ddof=1) / len(nearest) ** 0.5}

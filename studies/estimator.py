@@ -26,7 +26,7 @@ from models.vma.model import VMA, EncodedMemory, EncodedTargets
 from reports.cells import described
 from reports.estimates import estimate
 from reports.plots import png
-from run import pathname, standalone
+from run import standalone
 from runtime.randomness import TargetNoise
 from runtime.signals import StopRequest
 from studies import program
@@ -48,9 +48,8 @@ def _sizes(text: str) -> tuple[int, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("estimator", __doc__)
-    p.add_argument("--config", type=pathname, required=True, metavar="YAML", help="the configuration of the model")
+    program.add_model(p)
     program.add_cell(p, classes=2)
-    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="its weights (those of the configuration)")
     p.add_argument("--sizes", type=_sizes, default=SIZES, metavar="K,K,...", help="K, each a divisor of the largest")
     return program.status(execute, p.parse_args(arguments))
 
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     config = configuration.load(args.config, [*configuration.overrides(args.root), *program.cell_overrides(args)])
-    model = program.load_model(config, args, stop)
+    model = program.load_model(config, stop, args.device, args.checkpoint)
     assert isinstance(model, VMA)  # others have no sum over addresses
     images = parsers.test_images(config, next(model.parameters()).device)
     episodes = parsers.grid_episodes(config, images, args.classes, args.memory)

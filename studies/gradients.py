@@ -24,7 +24,7 @@ import parsers
 from config import Config
 from models.base import MemoryModel
 from reports.cells import images_described
-from run import pathname, standalone
+from run import standalone
 from runtime.errors import UserError
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
@@ -43,8 +43,7 @@ ESTIMATORS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("gradients", __doc__)
-    p.add_argument("--config", type=pathname, required=True, metavar="YAML", help="the configuration of the training")
-    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="the weights (those of the configuration)")
+    program.add_model(p)
     p.add_argument("--batches", type=int, default=40, metavar="N", help="training batches, two or more (40)")
     return program.status(execute, p.parse_args(arguments))
 
@@ -55,13 +54,13 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
         raise UserError(f"--batches: {args.batches}: a variance takes two or more")
     configs = {name: configured(args, name) for name in ESTIMATORS}
     first = next(iter(configs.values()))
-    model = program.load_model(first, args, stop)
+    model = program.load_model(first, stop, args.device, args.checkpoint)
     device = next(model.parameters()).device
     images = parsers.training_images(first, device)
     batches = parsers.train_loader(first, images)
 
     def compute(name: str) -> dict[str, np.ndarray]:
-        model, seed = program.load_model(configs[name], args, stop), first.train_spec.seed
+        model, seed = program.load_model(configs[name], stop, args.device, args.checkpoint), first.train_spec.seed
         pairs = (
             [gradient(model, batch, StepNoise(device, seed, "noise", number, which)) for which in (0, 1)]
             for number, batch in ((n, batches.at(n)) for n in range(args.batches))

@@ -18,7 +18,7 @@ from data.episodes import GridEpisodes, spread_targets
 from data.images import ClassImages
 from evaluator import PerTarget, evaluate_cell, sizes_at_once
 from models.base import MemoryModel
-from reports.cells import images_described, metric_of
+from reports.cells import images_described
 from reports.estimates import estimate
 from reports.plots import png
 from run import standalone
@@ -88,7 +88,7 @@ def summarised(name: str, config: Config, classes: int, each: int, values: PerTa
     """Means in which every class counts the same."""
     bound = estimate(-values["bound"], values["target_class"])
     means = {of: estimate(values[of], values["target_class"]).mean for of in ("kl_a", "address_accuracy")}
-    metric = metric_of(config.test_spec.samples)
+    metric = config.test_spec.title
     row = {"model": name, "classes": classes, "each": each, "metric": metric, "nats": bound.mean}
     return {**row, "stderr": bound.stderr, **means, "log_m": math.log(classes * each), "targets": len(values["bound"])}
 

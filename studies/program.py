@@ -50,6 +50,12 @@ def add_cell(p: Parser, classes: int, targets: int = 200) -> None:
                    help=f"targets, spread over the classes ({targets})")  # fmt: skip
 
 
+def add_model(p: Parser) -> None:
+    """The arguments that name one model."""
+    p.add_argument("--config", type=pathname, required=True, metavar="YAML", help="the configuration of the model")
+    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="its weights (those of the configuration)")
+
+
 def add_models(p: Parser) -> None:
     """The argument that names the models of `models`."""
     p.add_argument("--model", type=pathname, nargs=2, action="append", required=True, metavar=("YAML", "WEIGHTS"),
@@ -60,7 +66,7 @@ def models(args: argparse.Namespace, stop: StopRequest) -> Iterator[tuple[str, C
     """Name, configuration, model and test images of each --model.  Raises UserError, DataError."""
     for path, weights in args.model:
         config = configuration.load(path, configuration.overrides(args.root))
-        model = load_model(config, argparse.Namespace(device=args.device, checkpoint=weights), stop)
+        model = load_model(config, stop, args.device, weights)
         yield path.stem, config, model, parsers.test_images(config, next(model.parameters()).device)
 
 
@@ -105,9 +111,9 @@ def say(error: BaseException) -> None:
     print(said, file=sys.stderr)
 
 
-def load_model(config: Config, args: argparse.Namespace, stop: StopRequest) -> MemoryModel:
+def load_model(config: Config, stop: StopRequest, device: str | None, checkpoint: Path | None) -> MemoryModel:
     """The model with the weights of --checkpoint on --device.  Raises UserError, DataError."""
-    session = commands.Session(config, stop, args.device, args.checkpoint)
+    session = commands.Session(config, stop, device, checkpoint)
     return session.load_model(session.device_for(config.test_spec))
 
 

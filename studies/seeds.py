@@ -17,10 +17,10 @@ from typing import Any
 import config as configuration
 import run
 from config import Config, cell_name
-from reports.cells import column_in, column_of, described, metric, table_row
+from reports.cells import described, table_row
 from runtime.signals import StopRequest
 from studies import program
-from studies.trainings import Cells, Trainings
+from studies.ablations import Cells, Trainings
 
 _MOST = 1000  # seeds
 
@@ -66,11 +66,10 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> int:
 
 def summarised(done: Mapping[str, Cells], config: Config) -> list[program.Row]:
     """For each cell the mean over trainings of its bound, in nats, their standard deviation, and all of them."""
-    k = config.test_spec.samples
-    column = column_of(k)
+    spec, column = config.test_spec, config.test_spec.column
     rows: list[program.Row] = []
     for c, m in config.test_cells:
-        of_each = {name: table_row(c, m, cells[cell_name(c, m)], k) for name, cells in done.items()}
+        of_each = {name: table_row(c, m, cells[cell_name(c, m)], spec) for name, cells in done.items()}
         values = {name: float(row[column]) for name, row in of_each.items()}
         rows.append(
             {
@@ -80,7 +79,7 @@ def summarised(done: Mapping[str, Cells], config: Config) -> list[program.Row]:
                 "sd": statistics.stdev(values.values()),
                 "trainings": len(values),
                 "targets": next(iter(of_each.values()))["targets"],
-                **({} if k is None else {"importance_num": k}),
+                **({"importance_num": spec.samples} if spec.samples else {}),
                 **values,
             }
         )
@@ -89,7 +88,7 @@ def summarised(done: Mapping[str, Cells], config: Config) -> list[program.Row]:
 
 def markdown(rows: Sequence[Any], config: Config) -> str:
     """A line for each cell."""
-    name, shown = metric(rows), column_in(rows)
+    name, shown = config.test_spec.title, config.test_spec.column
     same = "the same in all trainings" if config.test_spec.subset == "test" else "of other classes in each training"
     return program.markdown(
         f"{name}: nats per image, lower is better. {described(config)}. Mean and standard deviation over "

@@ -1027,6 +1027,12 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 naturals = st.integers(0, 10**15)
 positives = st.integers(1, 10**15)
 rates = st.floats(0, 1, exclude_min=True, exclude_max=True)
+
+
+def of_its_kind(raw: dict[str, Any]) -> Any:
+    return schema.of_kind(config.SchedulerSpec, raw["kind"]).model_validate(raw)
+
+
 schedulers = st.one_of(
     st.fixed_dictionaries({"kind": st.just("StepLR"), "step_size": positives}, optional={"gamma": finite}),
     st.fixed_dictionaries({"kind": st.just("MultiStepLR"), "milestones": st.lists(positives, min_size=1).map(tuple)}),
@@ -1038,7 +1044,7 @@ schedulers = st.one_of(
             "mode": st.just("exp_range"),
         },
     ),
-).map(lambda raw: schema.of_kind(config.SchedulerSpec, raw["kind"]).model_validate(raw))
+).map(of_its_kind)
 gpus: st.SearchStrategy[Any] = st.one_of(st.just("auto"), st.lists(st.integers(0, 99), unique=True).map(tuple))
 
 

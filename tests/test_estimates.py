@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+import config as configuration
 from evaluator import METRICS
 from reports.cells import table_row
 from reports.estimates import alphabets_of, estimate
@@ -18,7 +19,12 @@ def values(bound: list[float], classes: list[float]) -> dict[str, np.ndarray]:
 
 def test_a_class_that_gives_two_targets_counts_no_more() -> None:
     """Class 0 has -60 and -100, class 1 has -70: (80 + 70) / 2, where the mean over targets is 76.7."""
-    row = table_row(2, 5, values([-60.0, -100.0, -70.0], [0.0, 0.0, 1.0]), 1000)
+    row = table_row(
+        2,
+        5,
+        values([-60.0, -100.0, -70.0], [0.0, 0.0, 1.0]),
+        configuration.TestSpec.model_construct(importance_num=1000),
+    )
     # variance 800 within class 0, of two targets; the same, pooled, in class 1, of one
     assert row == {
         "max_batch_cls": 2,
@@ -41,7 +47,7 @@ def test_all_means_of_a_row_are_balanced() -> None:
     cell = values([-1.0, -1.0, -4.0], [0.0, 0.0, 1.0])
     for name in ("kl_a", "kl_z", "address_accuracy"):
         cell[name] = np.array([0.0, 0.2, 0.5])
-        assert table_row(1, 1, cell, None)[name] == pytest.approx(0.3)
+        assert table_row(1, 1, cell, configuration.TestSpec.model_construct(metric="nll"))[name] == pytest.approx(0.3)
 
 
 def test_without_a_second_target_of_a_class_the_error_is_that_of_a_plain_mean() -> None:

@@ -26,11 +26,9 @@ from autoencoders.published import Decoder, Encoder
 from data.episodes import Episodes
 from models.likelihoods import BernoulliPixels, NormalPixels
 from models.objectives import log_mean_exp, marginal, vimco
-from models.vma.heads import DiagonalNormalHead
+from models.vma.distributions import AddressPosterior, AddressPrior, DiagonalNormalHead, LatentPosterior, LatentPrior
 from models.vma.likelihood import ImageLikelihood
 from models.vma.model import VMA
-from models.vma.posteriors import AddressPosterior, LatentPosterior
-from models.vma.priors import AddressPrior, LatentPrior
 from models.vma.sampling import sample_categorical
 from parsers import build_model
 from runtime.randomness import StepNoise

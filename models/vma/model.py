@@ -22,9 +22,8 @@ from autoencoders.base import Encoder
 from autoencoders.features import Features, FeaturesAt
 from models import objectives
 from models.base import EpisodeBatch, Explanation, MemoryModel, Noise
+from models.vma.distributions import AddressPosterior, AddressPrior, LatentPosterior, LatentPrior
 from models.vma.likelihood import ImageLikelihood
-from models.vma.posteriors import AddressPosterior, LatentPosterior
-from models.vma.priors import AddressPrior, LatentPrior
 from models.vma.sampling import apply_dreg, detached, reattach_sample, sample_categorical, sample_normal
 from models.vma.shifts import ShiftPosterior, ShiftPrior, Shifts
 

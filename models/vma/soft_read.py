@@ -21,7 +21,7 @@ from autoencoders.base import Encoder
 from autoencoders.features import Features, FeaturesAt
 from models import objectives
 from models.base import EpisodeBatch, MemoryModel, Noise
-from models.vma.heads import DiagonalNormalHead
+from models.vma.distributions import DiagonalNormalHead
 from models.vma.likelihood import ImageLikelihood
 from models.vma.sampling import sample_normal
 
