@@ -19,6 +19,7 @@ import torch
 
 from benchmarks import parts
 from benchmarks.work import Benchmark
+from reports.tables import markdown_table
 from run import Parser, standalone
 from run import device as device_name
 from runtime.devices import device_of
@@ -124,7 +125,7 @@ def table(results: Results) -> str:
         if "error" in (part := results.get(name, {})):
             text += f"\n{name}: not measured: {part['error']}\n"
         elif part:
-            text += program.markdown("", header, lines_of(part))
+            text += markdown_table("", header, lines_of(part))
     return text
 
 

@@ -33,7 +33,6 @@ from runtime.files import exclusive_lock, write_atomically
 from runtime.signals import Stopped, StopRequest
 from studies import program
 
-COLUMNS = ("config", "core_seconds", "targets_seen", "nats", "stderr")
 CPU = torch.device("cpu")
 HOUR = 3600.0
 
@@ -121,7 +120,7 @@ class Race:
                     with self.stop.deferred():
                         self.trainer.save_state()
                     self.rows.append(row := self.test())
-                    write_atomically(self.csv, comma_separated(self.rows, COLUMNS))
+                    write_atomically(self.csv, comma_separated(self.rows))
                     bar.write(f"{row['core_seconds']:.0f} core-seconds: {row['nats']:.2f} ± {row['stderr']:.2f} nats")
                 if done:
                     return self.rows

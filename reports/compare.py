@@ -21,6 +21,7 @@ from evaluator import PerTarget
 from reports.cells import Row, described, load_cells, load_class_names, load_origin, table_rows
 from reports.estimates import alphabets_of, estimate
 from reports.plots import draw_rows, memory_axis, png
+from reports.tables import markdown_table
 from runtime.errors import DataError, UserError, status_of
 from runtime.files import write_atomically
 
@@ -89,24 +90,25 @@ def differences(first: Table, other: Table) -> list[Row]:
     return rows
 
 
+_LINE = "{max_batch_cls} | {timesteps} | {gain:z.2f} | {stderr:.2f} | {stderr_new_classes:.2f} | {targets}"
+
+
 def markdown(tables: Sequence[Table]) -> str:
     """A table for each of the others beside the first, or why there is none."""
     first = tables[0]
-    lines = [f"Compared with {first.name}: {first.config.test_spec.title}. {described(first.config)}."]
+    text = f"Compared with {first.name}: {first.config.test_spec.title}. {described(first.config)}.\n"
     for other in tables[1:]:
-        lines += ["", f"{other.name}: {other.config.test_spec.title}.", ""]
+        title = f"\n{other.name}: {other.config.test_spec.title}. "
         if rows := differences(first, other):
-            lines[-2] += " Nats better, on the same targets and memories:"
-            lines += ["| C | M | better by | ± s.e. | ± new classes | targets |", "|---|---|---|---|---|---|"]
-            lines += [
-                f"| {row['max_batch_cls']} | {row['timesteps']} | {row['gain']:z.2f} | {row['stderr']:.2f} | "
-                f"{row['stderr_new_classes']:.2f} | {row['targets']} |"
-                for row in rows
-            ]
+            text += markdown_table(
+                f"{title}Nats better, on the same targets and memories:",
+                "C | M | better by | ± s.e. | ± new classes | targets",
+                map(_LINE.format_map, rows),
+            )
         else:
             unlike = [key for key, value in other.targets.items() if value != first.targets[key]] or ["cells"]
-            lines[-2] += f" Other {', '.join(unlike)}, so no paired differences."
-    return "\n".join(lines) + "\n"
+            text += f"{title}Other {', '.join(unlike)}, so no paired differences.\n"
+    return text
 
 
 def plot(tables: Sequence[Table]) -> bytes:

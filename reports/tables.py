@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import config as configuration
@@ -29,6 +29,8 @@ from reports.published import CAVEATS, Column, published
 from runtime.errors import DataError, UserError, status_of
 from runtime.files import write_atomically
 
+Fields = Mapping[str, str | int | float]  # of a row, by column
+
 # Metrics of a row beside the bound, with their headers and digits in the table for people.
 _METRICS = (
     ("stderr", "± s.e.", 2),
@@ -46,42 +48,48 @@ _COUNTED = (
 
 def write_table(output_file: Path, rows: Sequence[Row], config: Config, digest: str = "") -> None:
     """Write the rows as csv, and beside it the Markdown table and the plot.  Raises OSError."""
-    write_atomically(output_file, comma_separated(rows, list(rows[0])))
-    write_atomically(output_file.with_suffix(".md"), markdown(rows, config, digest).encode())
-    write_atomically(output_file.with_suffix(".png"), result_plot(rows, config))
+    write_files(output_file, rows, markdown(rows, config, digest), result_plot(rows, config))
 
 
-def comma_separated(rows: Sequence[Mapping[str, str | int | float]], columns: Sequence[str]) -> bytes:
-    """A csv file with these columns; numbers are rounded to four places."""
+def write_files(path: Path, rows: Sequence[Fields], text: str, figure: bytes | None = None) -> None:
+    """Write the rows as csv into `path`, and beside it the text as .md and the figure as .png.  Raises OSError."""
+    write_atomically(path, comma_separated(rows))
+    write_atomically(path.with_suffix(".md"), text.encode())
+    if figure is not None:
+        write_atomically(path.with_suffix(".png"), figure)
+
+
+def comma_separated(rows: Sequence[Fields]) -> bytes:
+    """A csv file with the columns of the first row; numbers are rounded to four places."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _rounded(row[name]) for name in columns} for row in rows)
+    writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
     return text.getvalue().encode()
+
+
+def markdown_table(title: str, header: str, lines: Iterable[str]) -> str:
+    """A paragraph and a table, in whose lines the columns are separated by |."""
+    rule = "---|" * (header.count("|") + 1)
+    return "\n".join([title, "", f"| {header} |", f"|{rule}", *(f"| {line} |" for line in lines), ""])
 
 
 def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
     """The table for people, with the published numbers where the cell exists there, and the weights by their digest."""
-    known = published(config)
+    known, column = published(config), config.test_spec.column
     header = ["C", "M", config.test_spec.title, *(title for _, title, _ in _METRICS), "targets", *known]
-    lines = [
-        f"{metric_described(config)}. {described(config)}. {_COUNTED}",
-        "",
-        f"| {' | '.join(header)} |",
-        f"|{'---|' * len(header)}",
-    ]
+    lines = []
     for row in rows:
-        numbers = [_shown(row[config.test_spec.column], 2)]
-        numbers += [_shown(row[name], digits) for name, _, digits in _METRICS]
+        numbers = [_shown(row[name], digits) for name, digits in ((column, 2), *((n, d) for n, _, d in _METRICS))]
         cells = [row["max_batch_cls"], row["timesteps"], *numbers, row["targets"]]
-        cells += [_known(table, row) for table in known.values()]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(" | ".join(map(str, [*cells, *(_known(table, row) for table in known.values())])))
+    title = f"{metric_described(config)}. {described(config)}. {_COUNTED}"
+    text = markdown_table(title, " | ".join(header), lines)
     if known:
-        lines += ["", *(CAVEATS[name] for name in known)]
+        text += "\n" + "".join(f"{CAVEATS[name]}\n" for name in known)
         if not config.test_spec.samples:
-            lines.append("The published numbers are ELBO@1000, bounds from above on NLL.")
-    lines += ["", f"Weights: `{config.test_checkpoint}`, SHA-256 of their values `{digest}`."] if digest else []
-    return "\n".join(lines) + "\n"
+            text += "The published numbers are ELBO@1000, bounds from above on NLL.\n"
+    return text + (f"\nWeights: `{config.test_checkpoint}`, SHA-256 of their values `{digest}`.\n" if digest else "")
 
 
 def _known(column: Column, row: Row) -> str:

@@ -22,6 +22,7 @@ from evaluator import PerTarget
 from parsers import build_optimizer, build_scheduler
 from reports.cells import described, load_cells, load_origin, metric_described
 from reports.estimates import estimate
+from reports.tables import markdown_table
 from runtime.errors import UserError
 from runtime.signals import StopRequest
 from studies import program
@@ -192,7 +193,7 @@ def markdown(rows: Sequence[Any], config: Config) -> str:
         difference = f" ({row['difference']:+z.2f} ± {row['difference_stderr']:.2f})"
         shown = f"{row[column]:.2f}" + (difference if row["row"] != rows[0]["row"] else "")
         lines[row["row"]] = f"{lines.get(row['row'], row['row'])} | {shown}"
-    return program.markdown(
+    return markdown_table(
         f"{metric_described(config)}. {described(config)}; {rows[0]['targets']} targets. In brackets the difference to "
         f"the row *{rows[0]['row']}* on the same targets, ± one standard error over classes; one training a row.",
         " | ".join(["", *dict.fromkeys(row["cell"] for row in rows)]),

@@ -32,6 +32,7 @@ from data.omniglot import SIDE
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
 from reports.cells import images_described
+from reports.tables import markdown_table
 from run import pathname, standalone
 from runtime.errors import DataError
 from runtime.files import opened
@@ -167,7 +168,7 @@ def summarised(name: str, accuracy: Tensor) -> program.Row:
 def markdown(rows: Sequence[program.Row], config: Config, shift: int) -> str:
     """The rows for people, beside published numbers."""
     moved = f", each also moved by up to {shift} pixels" if shift else ""
-    return program.markdown(
+    return markdown_table(
         f"One-shot classification by p(a|x,M): {images_described(config.test_data)}; a memory holds one image of each "
         f"class{moved}. Per cent, ± standard error over memories.",
         "task | accuracy | memories | published, trained to classify unless said",

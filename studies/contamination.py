@@ -21,6 +21,7 @@ import config as configuration
 import parsers
 from data.episodes import spread_targets
 from reports.cells import load_cells
+from reports.tables import markdown_table
 from run import pathname, standalone
 from runtime.errors import DataError
 from runtime.signals import StopRequest
@@ -78,7 +79,7 @@ _LINE = (
 
 def markdown(rows: Sequence[program.Row]) -> str:
     """The rows for people."""
-    return program.markdown(
+    return markdown_table(
         f"Targets and the training images most like them. Alike: the share of common ink, 1 for identical images; the "
         f"most alike are {100 * _SHARE:.0f} % of the targets. Nats per image, lower is better, ± standard error.",
         "table | cell | metric | targets | identical | alike, most | alike, rest | nats, most alike | "

@@ -26,6 +26,7 @@ from models.vma.model import VMA, EncodedMemory, EncodedTargets
 from reports.cells import described
 from reports.estimates import estimate
 from reports.plots import png
+from reports.tables import markdown_table
 from run import standalone
 from runtime.randomness import TargetNoise
 from runtime.signals import StopRequest
@@ -163,7 +164,7 @@ _LINE = "{estimator} | {K} | {decodes} | {ELBO:.2f} | {stderr:.2f} | {gap:z.3f} 
 def markdown(rows: Sequence[program.Row], cell: str, config: Config) -> str:
     """The rows for people."""
     largest = max(int(row["K"]) for row in rows)
-    return program.markdown(
+    return markdown_table(
         f"{cell}, {rows[0]['targets']} targets; minus the bound in nats per image, lower is better. "
         f"{described(config)}. Above K = {largest}: the difference to sampled addresses with that K, same targets.",
         f"addresses | K | decodes | ELBO@K | ± s.e. | above K = {largest} | ± s.e.",

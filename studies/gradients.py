@@ -24,6 +24,7 @@ import parsers
 from config import Config
 from models.base import MemoryModel
 from reports.cells import images_described
+from reports.tables import markdown_table
 from run import standalone
 from runtime.errors import UserError
 from runtime.randomness import StepNoise
@@ -149,7 +150,7 @@ _LINE = (
 
 def markdown(rows: Sequence[program.Row], config: Config) -> str:
     """The rows for people."""
-    return program.markdown(
+    return markdown_table(
         f"Gradient of all weights on {rows[0]['batches']} training batches of {rows[0]['batch_size']} targets, two "
         f"draws of the samples for each; {images_described(config.train_data)}. Noise: variance given the batch (trace "
         "of the covariance); to the first: ratio on the same batches; batches: variance of the mean between batches; "

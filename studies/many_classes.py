@@ -21,6 +21,7 @@ from models.base import MemoryModel
 from reports.cells import images_described
 from reports.estimates import estimate
 from reports.plots import png
+from reports.tables import markdown_table
 from run import standalone
 from runtime.signals import StopRequest
 from studies import program
@@ -101,7 +102,7 @@ _LINE = (
 
 def markdown(rows: Sequence[program.Row], config: Config) -> str:
     """The rows for people."""
-    return program.markdown(
+    return markdown_table(
         "Memories of many classes that the model has never seen, one of them the target's: "
         f"{images_described(config.test_data)}, {rows[0]['targets']} targets, never in their memory. Nats per image, "
         "lower is better, ± standard error; address accuracy: the posterior mass on images of the target's class.",

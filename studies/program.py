@@ -19,7 +19,8 @@ from data.composition import EpisodeSpec
 from data.episodes import EpisodeLoader
 from data.images import ClassImages
 from models.base import MemoryModel
-from reports.tables import comma_separated
+from reports.tables import Fields as Row
+from reports.tables import write_files
 from run import Parser, device, pathname
 from runtime import checkpoints
 from runtime.allocator import keep_freed_memory
@@ -27,8 +28,6 @@ from runtime.arrays import load_npz, npz
 from runtime.errors import UserError, sentence, status_of
 from runtime.files import write_atomically
 from runtime.signals import Stopped, StopRequest
-
-Row = Mapping[str, str | int | float]
 
 _LARGEST = 1 << 28  # bytes of a file with what was computed
 
@@ -147,18 +146,9 @@ def resumed(
     return found
 
 
-def markdown(title: str, header: str, lines: Iterable[str]) -> str:
-    """A paragraph and a table, in whose lines the columns are separated by |."""
-    rule = "---|" * (header.count("|") + 1)
-    return "\n".join([title, "", f"| {header} |", f"|{rule}", *(f"| {line} |" for line in lines), ""])
-
-
 def write(output: Path, name: str, rows: Sequence[Row], text: str, png: bytes | None = None, show: bool = True) -> None:
     """`name`.csv with all that the rows hold, the text as .md, printed with `show`, and the figure.  Raises OSError."""
-    write_atomically(output / f"{name}.csv", comma_separated(rows, list(rows[0])))
-    write_atomically(output / f"{name}.md", text.encode())
-    if png is not None:
-        write_atomically(output / f"{name}.png", png)
+    write_files(output / f"{name}.csv", rows, text, png)
     if show:
         print(f"{text}\nwritten: {output}/{name}.*")
 

@@ -18,6 +18,7 @@ import config as configuration
 import run
 from config import Config, cell_name
 from reports.cells import described, table_row
+from reports.tables import markdown_table
 from runtime.signals import StopRequest
 from studies import program
 from studies.ablations import Cells, Trainings
@@ -90,7 +91,7 @@ def markdown(rows: Sequence[Any], config: Config) -> str:
     """A line for each cell."""
     name, shown = config.test_spec.title, config.test_spec.column
     same = "the same in all trainings" if config.test_spec.subset == "test" else "of other classes in each training"
-    return program.markdown(
+    return markdown_table(
         f"{name}: nats per image, lower is better. {described(config)}. Mean and standard deviation over "
         f"{rows[0]['trainings']} trainings that differ in train_spec.seed; {rows[0]['targets']} targets, {same}.",
         f"C | M | {name} | s.d.",
