@@ -58,14 +58,8 @@ def importance_bounds(
         samples = model.importance_samples(episodes.x, m, targets, noise, min(chunk, k - first))
         total = torch.logaddexp(total, samples.log_w.double().logsumexp(0))
         kl_z += math.nan if samples.kl_z is None else samples.kl_z.double().sum(0)
-    values = {
-        "bound": total - math.log(k),
-        "kl_z": kl_z / k,
-        "target_class": episodes.x_class,
-        **model.metrics(m, targets, episodes),
-    }
-    missing = torch.full_like(total, math.nan)
-    return {name: values.get(name, missing).squeeze(1).double() for name in METRICS}
+    values = {"bound": total - math.log(k), "kl_z": kl_z / k, **model.metrics(m, targets, episodes)}
+    return _per_target(values, episodes)
 
 
 @torch.no_grad()
@@ -77,9 +71,14 @@ def log_likelihoods(model: MemoryModel, episodes: Episodes) -> dict[str, Tensor]
     """
     m = model.encode_memory(episodes.memory, precompute_features=True)
     log_p, targets = model.log_likelihood(m, model.encode_targets(episodes.x, m))
-    values = {"bound": log_p, "target_class": episodes.x_class, **model.metrics(m, targets, episodes)}
-    missing = torch.full_like(log_p, math.nan)
-    return {name: values.get(name, missing).squeeze(1).double() for name in METRICS}
+    return _per_target({"bound": log_p, **model.metrics(m, targets, episodes)}, episodes)
+
+
+def _per_target(values: dict[str, Tensor], episodes: Episodes) -> dict[str, Tensor]:
+    """All METRICS [G] of `values` [G, 1], NaN where the model has none."""
+    missing = torch.full_like(values["bound"], math.nan)
+    found = {"target_class": episodes.x_class, **values}
+    return {name: found.get(name, missing).squeeze(1).double() for name in METRICS}
 
 
 def evaluate_cell(

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,19 +79,19 @@ def load_class_names(path: Path) -> tuple[str, ...]:
     return tuple(names.tolist()) if names.ndim == 1 and names.dtype.kind == "U" and names.itemsize else ()
 
 
-def load_origin(path: Path) -> dict[str, str | int]:
-    """What the cells in the file `path` were computed from, except the weights.
+def load_origin(path: Path) -> dict[str, Any]:
+    """What the cells in the file `path` were computed from.
 
-    Bounds of different weights can be compared target by target where this is equal.
+    Bounds of different weights can be compared target by target where all but "weights" is equal.
     """
     origin, _ = next(iter(_whole_cells(_arrays(path)).values()))
-    return {name: value for name, value in json.loads(origin).items() if name != "weights"}
+    found: dict[str, Any] = json.loads(origin)
+    return found
 
 
 def load_weights_digest(path: Path) -> str:
     """The digest of the weights that the cells in the file `path` were computed with; "" where these have none."""
-    origin, _ = next(iter(_whole_cells(_arrays(path)).values()))
-    weights = str(json.loads(origin)["weights"])
+    weights = str(load_origin(path)["weights"])
     return weights if re.fullmatch("[0-9a-f]{64}", weights) else ""  # a table of counts is no checkpoint
 
 

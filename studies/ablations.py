@@ -147,7 +147,7 @@ def write(study: Trainings) -> list[str]:
     done = {name: cells for name, cells in found.items() if cells is not None}
     if (first := next(iter(study.own))) in done:
         config = study.configured(first)
-        tests = {name: load_origin(study.output / name / "results.npz") for name in done}
+        tests = {name: load_origin(study.output / name / "results.npz") | {"weights": None} for name in done}
         rows = compared(done, tests, config.test_spec.column)
         program.write(study.output, "ablations", rows, markdown(rows, config), show=False)
     return [name for name in study.own if name not in done]

@@ -72,7 +72,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     images = parsers.test_images(config, next(model.parameters()).device)
     trials = {f"{way}-way": list(drawn(images, way, args.memories, config.test_spec.seed)) for way in WAYS}
     if args.runs:
-        trials[OFFICIAL] = [moved_to(trial, images.images.device) for trial in official(args.runs, config)]
+        trials[OFFICIAL] = list(official(args.runs, config))
     origin = {"images": images.digest(), "memories": args.memories, "samples": args.samples, "shift": args.shift}
     found = program.resumed(
         args.output / "classification.npz",
@@ -114,11 +114,6 @@ def official(path: Path, config: Config) -> Iterator[Trial]:
             yield images[: len(lines)], images[len(lines) :], torch.tensor([shown.index(of) for _, of in lines])
 
 
-def moved_to(trial: Trial, device: torch.device) -> Trial:
-    x, memory, answer = (part.to(device) for part in trial)
-    return x, memory, answer
-
-
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
@@ -126,8 +121,10 @@ def moved_to(trial: Trial, device: torch.device) -> Trial:
 def accuracies(model: VMA, trials: Sequence[Trial], name: str, k: int, shift: int) -> Tensor:
     """The share of right answers for every memory, float64 [G] on the CPU."""
     right = []
-    for number, (x, memory, answer) in enumerate(tqdm(trials, name, dynamic_ncols=True, leave=False)):
-        noise = StepNoise(x.device, "classification", name, number)
+    device = next(model.parameters()).device
+    for number, trial in enumerate(tqdm(trials, name, dynamic_ncols=True, leave=False)):
+        x, memory, answer = (part.to(device) for part in trial)
+        noise = StepNoise(device, "classification", name, number)
         shown = shifted(memory, shift).flatten(0, 1)  # [shifts N, H, W]
         posterior = address_posterior(model, x[None], shown[None], noise, k)[0]  # [T, S]
         of_class = posterior[:, : len(shown)].unflatten(1, (-1, len(memory))).sum(1)  # [T, N]

@@ -59,15 +59,23 @@ def compared(path: Path, root: str | None) -> list[program.Row]:
         nats = -values["bound"]
         if len(nats) != len(targets):
             raise DataError(f"{path}: {name} has {len(nats)} targets, its configuration {len(targets)}")
-        row: dict[str, str | int | float] = {"table": path.parent.name, "cell": name}
-        row |= {"metric": config.test_spec.title, "targets": len(targets)}
-        row |= {"identical": int((alike == 1).sum()), "similarity_nearest": float(alike[nearest].mean())}
-        row |= {"similarity_rest": float(alike[rest].mean())}
-        row |= {"nearest": nats[nearest].mean(), "nearest_stderr": nats[nearest].std(ddof=1) / len(nearest) ** 0.5}
-        row |= {"rest": nats[rest].mean(), "rest_stderr": nats[rest].std(ddof=1) / len(rest) ** 0.5}
         line = np.polyfit(ink[rest], nats[rest], 1)
-        row["rest_with_their_ink"] = float(np.polyval(line, ink[nearest]).mean())
-        rows.append(row)
+        rows.append(
+            {
+                "table": path.parent.name,
+                "cell": name,
+                "metric": config.test_spec.title,
+                "targets": len(targets),
+                "identical": int((alike == 1).sum()),
+                "similarity_nearest": float(alike[nearest].mean()),
+                "similarity_rest": float(alike[rest].mean()),
+                "nearest": nats[nearest].mean(),
+                "nearest_stderr": nats[nearest].std(ddof=1) / len(nearest) ** 0.5,
+                "rest": nats[rest].mean(),
+                "rest_stderr": nats[rest].std(ddof=1) / len(rest) ** 0.5,
+                "rest_with_their_ink": float(np.polyval(line, ink[nearest]).mean()),
+            }
+        )
     return rows
 
 
