@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
+from config.constraints import episode_spec
 from reports.cells import Row, described
 from reports.published import published
 from runtime.files import write_atomically
@@ -123,16 +124,10 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
 
 
 def _composition(config: Config, validated: bool) -> str:
-    """The memories of training and, if there is any, of validation in a few words."""
-    memories = []
-    sections = [("training", config.train_data), ("validation", config.val_data)]
-    for name, data in sections if validated else sections[:1]:
-        per_class, classes = data.max_img_per_class, data.max_batch_cls
-        most = "" if data.exact or classes == 1 else "at most "
-        of = f"{per_class} of a class" if per_class else f"{classes or 0} classes" if classes != 1 else "one class"
-        more = " and a mixture" if name == "training" and config.train_data.mixture else ""
-        memories.append(f"{name}: memories of {data.timesteps}, {most}{of}{more}")
-    return "; ".join(memories)
+    """The memories of training and, if there is any, of validation."""
+    memories = f"training: memories of {episode_spec(config.train_data).in_words}"
+    memories += " and a mixture" if config.train_data.mixture else ""
+    return memories + (f"; validation: memories of {episode_spec(config.val_data).in_words}" if validated else "")
 
 
 def png(figure: Any) -> bytes:
