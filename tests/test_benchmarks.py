@@ -417,15 +417,7 @@ def test_everything_is_written_and_reads_back(
     assert results["hardware"]["threads"] == 1 and results["software"]["torch"] == torch.__version__
     table = capsys.readouterr().out
     assert throughput.table(results) in table
-    for part in (
-        " 64 |",
-        " 8.00 |",
-        " 0.500 |",
-        "K = 16",
-        "4.50 |",
-        "2.50 |",
-        "1.50 |",
-    ):
+    for part in (" 64 |", " 8.00 |", " 0.500 |", "K = 16", "4.50 |", "2.50 |", "1.50 |"):
         assert part in table, part
 
 
@@ -486,18 +478,7 @@ def test_bounds_are_measured_against_the_processor_time_of_the_training(
     paths = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
     paths[0].write_text(small_yaml(tmp_path))
     paths[1].write_text(small_yaml(tmp_path).replace("lr: 1e-2", "lr: 1e-3, ema_decay: 0.5"))
-    sizes = [
-        "--memory",
-        "3",
-        "--samples",
-        "7",
-        "--targets",
-        "12",
-        "--interval",
-        str(3 / 3600),
-        "--limit",
-        str(7 / 3600),
-    ]
+    sizes = f"--memory 3 --samples 7 --targets 12 --interval {3 / 3600} --limit {7 / 3600}".split()
     command = [*sizes, "--target", "1e6", "--config", *map(str, paths), "--output"]
     assert time_to_bound.main([*command, str(tmp_path / "whole")]) == 0
     assert "two: 1e+06 nats after 0.00 core-hours" in capsys.readouterr().out

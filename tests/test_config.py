@@ -404,17 +404,10 @@ def test_a_mistake_that_is_inherited_is_told_once() -> None:
 
 def test_the_resolved_configuration_is_printed_without_torch() -> None:
     code = "import sys, run; status = run.main(sys.argv[1:]); sys.exit(status or 9 * ('torch' in sys.modules))"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "--config",
-        "configs/mnist.yaml",
-        "--print-config",
-        "--set",
-        "train_spec.lr=1",
-    ]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    arguments = ["--config", "configs/mnist.yaml", "--print-config", "--set", "train_spec.lr=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     assert config.parse(done.stdout, "printed") == config.load(ROOT / "configs" / "mnist.yaml", ["train_spec.lr=1"])
 
 

@@ -111,18 +111,8 @@ def test_both_estimators_estimate_the_same_likelihood(tiny_model: Callable[..., 
 
 def test_the_estimator_study_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tmp_path, "--train", "train_spec.steps=2") == 0
-    command = [
-        *arguments(tmp_path),
-        "--device",
-        "cpu",
-        "--targets",
-        "6",
-        "--memory",
-        "3",
-        "--output",
-        str(tmp_path / "e"),
-    ]
-    assert estimator.main([*command, "--sizes", "1,5,50"]) == 0
+    sizes = ["--device", "cpu", "--targets", "6", "--memory", "3", "--sizes", "1,5,50"]
+    assert estimator.main([*arguments(tmp_path), *sizes, "--output", str(tmp_path / "e")]) == 0
     found = rows(tmp_path / "e" / "estimator.csv")
     assert [(row["estimator"].split()[0], row["K"], row["decodes"]) for row in found] == [
         ("sampled", "1", "1"), ("sampled", "5", "5"), ("sampled", "50", "50"),
