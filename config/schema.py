@@ -183,6 +183,7 @@ class Autoencoder(Section):
 class PublishedAutoencoder(Autoencoder):
     """The networks of the published code."""
 
+    kind: Literal["published"] = "published"
     channels: Widths = key((48, 64), "feature maps at the two finer scales, and at the coarser ones")
     hidden: Widths = key((100, 256), "width of the dense layers of the encoder, and of the decoder")
 

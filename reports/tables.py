@@ -76,11 +76,12 @@ def markdown_table(title: str, header: str, lines: Iterable[str]) -> str:
 
 def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
     """The table for people, with the published numbers where the cell exists there, and the weights by their digest."""
-    known, column = published(config), config.test_spec.column
+    known = published(config)
+    columns = [(config.test_spec.column, 2), *((name, digits) for name, _, digits in _METRICS)]
     header = ["C", "M", config.test_spec.title, *(title for _, title, _ in _METRICS), "targets", *known]
     lines = []
     for row in rows:
-        numbers = [_shown(row[name], digits) for name, digits in ((column, 2), *((n, d) for n, _, d in _METRICS))]
+        numbers = [_shown(row[name], digits) for name, digits in columns]
         cells = [row["max_batch_cls"], row["timesteps"], *numbers, row["targets"]]
         lines.append(" | ".join(map(str, [*cells, *(_known(table, row) for table in known.values())])))
     title = f"{metric_described(config)}. {described(config)}. {_COUNTED}"
