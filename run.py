@@ -99,10 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger("data").setLevel(logging.INFO)  # that images are downloaded or unpacked, which takes a while
     stop = StopRequest(lambda stopped: report(stopped, given, stop.restarted))
     stop.install()
+    streams.asked_to_stop = lambda: stop.received
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launcher.end_with_parent()  # torchrun
     try:
         status = execute(args, given, stop)
+        sys.stdout.flush()  # as long as a signal can end the waiting for who reads
         stop.ignore()
         return status
     except (UserError, Stopped, PeerFailedError, PeerLostError, OSError, ArithmeticError, MemoryError) as error:
@@ -148,6 +150,7 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
         config = commands.config_in(args.checkpoint, overrides)
     if args.print_config:
         print(configuration.dump(config), end="")
+        streams.check_written(sys.stdout)
         return 0
 
     import commands  # and with it torch, which takes seconds
@@ -172,7 +175,11 @@ def run_commands(session: "Session", args: argparse.Namespace) -> None:
 
     asked = {commands.train: args.train, commands.test: args.test, commands.sample: args.sample and not args.memory}
     wanted = [command.outputs(session) for command, given in asked.items() if given]
-    commands.outputs.check(session, [*wanted, {"--export": [args.export] if args.export else []}])
+    wanted.append({"--export": [args.export] if args.export else []})
+    if args.memory:
+        picture = commands.drawings.picture(args.memory, pathname(args.output or "runs"))
+        wanted.append({"--output": [picture]})
+    commands.outputs.check(session, wanted)
     if args.train:
         if args.test or args.sample:
             commands.test.check(session)
@@ -180,7 +187,7 @@ def run_commands(session: "Session", args: argparse.Namespace) -> None:
     if args.test:
         commands.test.run(session)
     if args.memory:
-        commands.drawings.run(session, args.memory, args.score, pathname(args.output or "runs"))
+        commands.drawings.run(session, args.memory, args.score, picture)
     elif args.sample:
         commands.sample.run(session)
     if args.export:

@@ -17,8 +17,13 @@ from runtime.randomness import StepNoise
 _SAMPLES = 16
 
 
-def run(session: Session, folder: Path, score: Path | None, output: Path) -> None:
-    """Write one picture into the folder `output`, and print what was scored.  Raises UserError, DataError, OSError."""
+def picture(folder: Path, output: Path) -> Path:
+    """In the folder `output`, by the name of that of the memory."""
+    return output / f"{folder.resolve().name}.png"
+
+
+def run(session: Session, folder: Path, score: Path | None, path: Path) -> None:
+    """Write one picture to `path`, and print what was scored.  Raises UserError, DataError, OSError."""
     device, spec = session.device_for(session.config.test_spec), session.config.test_spec
     model = session.load_model(device)
     if not session.processes.main:
@@ -43,7 +48,6 @@ def run(session: Session, folder: Path, score: Path | None, output: Path) -> Non
             sheet.p_a = found.p_a[0, 0]
             by = "" if found.k is None else " by importance weights"
             print(f"p(a|x,M){by}: {_listed(memory, sheet.p_a)}")
-    path = output / f"{folder.resolve().name}.png"
     sheet.write(path)
     print(f"written: {path}")
 

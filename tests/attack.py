@@ -28,7 +28,7 @@ import torch.utils.tensorboard  # noqa: E402
 from helpers.config import arguments  # noqa: E402
 from helpers.faults import damage  # noqa: E402
 from helpers.logs import curves, same_end  # noqa: E402
-from helpers.program import drawn_once  # noqa: E402
+from helpers.program import drawn_once, own_lock  # noqa: E402
 from helpers.program import main as main_here  # noqa: E402
 
 import commands  # noqa: E402, F401
@@ -40,6 +40,7 @@ TRAIN = (
     *("--train", "--device", "cpu", "train_spec.steps=6", "train_spec.save_every=3"),
     *("train_data.iter=2", "train_spec.val_targets=8"),
 )
+TEST = ("--test", "test_spec.targets=4", "test_spec.test_params.max_batch_cls=[1]")
 LONGEST = 180.0  # seconds of an attempt, on a machine that does something else too
 
 
@@ -55,6 +56,7 @@ def program(
         try:
             file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.dup2(file, 1), os.dup2(file, 2)
+            own_lock()
             first()
             run.standalone(run.main, line)
         finally:
@@ -128,7 +130,7 @@ class Attack:
         self.seconds = 2 * (time.monotonic() - began)  # of a training, on a machine that is slower now and then
         for folder, steps in ((self.whole, 6), (self.half, 4)):
             folder.mkdir()
-            assert not (ended := program(folder, *TRAIN, "--test", f"train_spec.steps={steps}"))[0], ended[1]
+            assert not (ended := program(folder, *TRAIN, *TEST, f"train_spec.steps={steps}"))[0], ended[1]
 
     def begun(self, folder: Path, numbers: random.Random) -> None:
         """A run that begins, or one that was trained for four steps."""
@@ -196,7 +198,7 @@ class Attack:
         names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != "output.txt")
         path = folder / numbers.choice(names)
         content, kind = path.read_bytes(), damage(path, numbers)
-        status, said = program(folder, *TRAIN, "--test")
+        status, said = program(folder, *TRAIN, *TEST)
         assert status in (0, 1, 2, 3), f"exit {status} with {path.name}, {kind}: {said}"
         if status:
             assert path.name in said, said
@@ -214,24 +216,29 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--only", type=int, metavar="N", help="the attempt of this number")
     args = p.parse_args()
-    drawn_once().__enter__()  # to the end of this process
-    end, root = time.monotonic() + 60 * args.minutes, Path(tempfile.mkdtemp(prefix="attack."))
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # also of the children, until the program listens
+    with drawn_once():
+        return attempts(args.minutes, args.seed, args.only)
+
+
+def attempts(minutes: float, seed: int, only: int | None) -> int:
+    """Make them, and say how many were survived; the exit status."""
+    end, root = time.monotonic() + 60 * minutes, Path(tempfile.mkdtemp(prefix="attack."))
     attack = Attack(root)
     families = (attack.kills, attack.signals, attack.streams, attack.disks, attack.files)
     tried, survived = dict.fromkeys(families, 0), dict.fromkeys(families, 0)
-    number = args.only or 0
-    while number == args.only or (args.only is None and (time.monotonic() < end or number < len(families))):
+    number = only or 0
+    while number == only or (only is None and (time.monotonic() < end or number < len(families))):
         family, folder = families[number % len(families)], root / str(number)
         tried[family] += 1
         try:
-            family(folder, random.Random(f"{args.seed} {number}"))
+            family(folder, random.Random(f"{seed} {number}"))
             survived[family] += 1
             shutil.rmtree(folder)
         except (AssertionError, UserError, OSError, ValueError) as error:
             print(f"{family.__name__}, in {folder}: {error}")
-            print(f"again: python -m tests.attack --seed {args.seed} --only {number}", flush=True)
+            print(f"again: python -m tests.attack --seed {seed} --only {number}", flush=True)
         number += 1
     for family in families:
         print(f"{family.__name__:8} tried {tried[family]:4}, survived {survived[family]:4}")

@@ -16,7 +16,16 @@ import torch
 from helpers import ROOT
 from helpers.config import arguments, small_config
 from helpers.logs import curves, logged, rows, same_end
-from helpers.program import finish, main, start, start_together, until_the_end_of_the_test, wait_for, waiting_program
+from helpers.program import (
+    Process,
+    finish,
+    main,
+    start,
+    start_together,
+    until_the_end_of_the_test,
+    wait_for,
+    waiting_program,
+)
 from helpers.tensorboard import tensorboard_folder, tensorboard_scalars
 
 import commands
@@ -434,7 +443,7 @@ def test_kill_9_of_one_stops_all_and_the_run_goes_on_exactly(tmp_path: Path, two
     assert same_end(tmp_path, two)
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
+def children(process: Process) -> list[int]:
     """The processes that `process` started, as long as it runs."""
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
@@ -479,8 +488,11 @@ def lives(pid: int) -> bool:
 @pytest.mark.parametrize("by", ["launcher", "torchrun"])
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path, by: str) -> None:
     more = (*RUN, "train_spec.steps=100000")
-    ours = start_together(2, "run.py", *arguments(tmp_path, *more)) if by == "launcher" else None
-    process = ours or start(*torchrun(tmp_path, *more))
+    process: Process = (
+        start_together(2, "run.py", *arguments(tmp_path, *more))
+        if by == "launcher"
+        else start(*torchrun(tmp_path, *more))
+    )
     wait_for(logged(tmp_path, 4), process)
     orphans = children(process)
     process.kill()

@@ -8,10 +8,12 @@ import pytest
 import torch
 from helpers.logs import curves, same_end
 from helpers.program import main
-from torch import Tensor
+from helpers.toys import Toy, toy_trainer
+from torch import Tensor, nn
 
 from models.vma.model import VMA
 from runtime import checkpoints
+from runtime.errors import NonFiniteError
 from trainer import Trainer
 
 
@@ -170,3 +172,11 @@ def test_a_replay_is_asked_for_alone(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as ended:
         main(tmp_path, *other, "--replay", "vma.nonfinite.pt")
     assert ended.value.code == 2 and "--replay computes one step and nothing else" in capsys.readouterr().err
+
+
+def test_a_weight_that_no_bound_depends_on_is_looked_at_too(tmp_path: Path) -> None:
+    model = Toy()
+    model.unused = nn.Parameter(torch.tensor(float("inf")))
+    with pytest.raises(NonFiniteError, match=r"step 0: the weights unused are not finite; .*--restart"):
+        toy_trainer(tmp_path, model=model).save_weights()
+    assert not (tmp_path / "toy.pt").exists()

@@ -55,6 +55,15 @@ def test_pictures_that_cannot_be_written_are_found_before_the_training(
     assert main(tmp_path, "--train", "train_spec.steps=1") == 0  # which writes none
 
 
+def test_a_picture_of_drawings_that_cannot_be_written_is_found_before_the_weights_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    asked = ("--sample", "--memory", str(tmp_path), "--checkpoint", "/none.pt", "--output", str(tmp_path / "file"))
+    assert main(tmp_path, *asked) == 1
+    assert capsys.readouterr().err.startswith(f"{tmp_path}/file: no folder can be made here")
+
+
 @pytest.mark.parametrize(
     ("change", "name", "keys"),
     [

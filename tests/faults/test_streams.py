@@ -2,6 +2,8 @@
 
 import os
 import pty
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,12 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 from helpers.config import arguments
-from helpers.logs import curves, logged, same_end
-from helpers.program import environment, main, until_the_end_of_the_test, wait_for
+from helpers.logs import curves, logged, rows, same_end
+from helpers.program import environment, fork_program, main, until_the_end_of_the_test, wait_for
 
 from runtime import checkpoints
 
-RUN = ("--train", "train_spec.log_every=1")
+RUN = ("--train", "train_spec.steps=4")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,33 @@ def test_a_training_whose_terminal_vanishes(tmp_path: Path) -> None:
     process.terminate()
     assert process.wait(30) == 143
     assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] >= reached + 20
+
+
+def test_a_training_whose_output_is_not_read_is_saved_by_a_signal(tmp_path: Path) -> None:
+    """Ctrl-S, or a pager at its first page; until then it waits."""
+    reading, writing = os.pipe()
+    os.write(writing, bytes(14 * 4096))  # two pages are left
+
+    def first() -> None:
+        for stream in (1, 2):
+            os.dup2(writing, stream)
+
+    process = fork_program(tmp_path, "--train", "train_data.iter=1", "train_spec.steps=100000", first=first)
+    wait_for(lambda: not select.select([], [writing], [], 0)[1], process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == rows(tmp_path, "train")[-1]["step"] > 0
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_configuration_that_cannot_be_printed_is_no_success(tmp_path: Path) -> None:
+    """It is all that was asked for; who reads only its beginning has it."""
+    line = arguments(tmp_path, "--print-config")
+    done = in_shell('"$@" >/dev/full', *line)
+    assert (done.returncode, done.stderr) == (1, "standard output: No space left on device\n")
+    done = in_shell('"$@" | true; exit ${PIPESTATUS[0]}', *line)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow

@@ -6,28 +6,32 @@ import importlib
 import logging
 import math
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE
+from types import SimpleNamespace
 from typing import Any, NoReturn, TypeAlias, TypeVar
 from unittest import mock
 
 import torch
 from torch.distributions import Distribution
+from tqdm import tqdm
 
 import run
 from data import glyphs
 from data.episodes import EpisodeLoader, Episodes
 from helpers import ROOT
 from helpers.config import arguments
-from reports import pictures, plots
+from reports import pictures, plots, tables
 from runtime import launcher
 from runtime.signals import REQUESTS, STARTER_DIED, StopRequest
 
@@ -42,12 +46,13 @@ _DRAWN = (
     (glyphs, "load", functools.cache(glyphs.load)),
     (pictures, "episode_picture", _first_kept(pictures.episode_picture)),
     (plots, "curve_plot", _first_kept(plots.curve_plot)),
+    (tables, "result_plot", _first_kept(tables.result_plot)),
 )
 
 
 @contextmanager
 def drawn_once() -> Iterator[None]:
-    """Glyphs, and the pictures and curves of a training, which take most of the time of a small run."""
+    """Glyphs, pictures, curves and plots, which take most of the time of a small run."""
     with contextlib.ExitStack() as stack:
         for module, name, draw in _DRAWN:
             stack.enter_context(mock.patch.object(module, name, draw))
@@ -112,57 +117,75 @@ def start_program(folder: Path, *more: str) -> subprocess.Popen[str]:
     return start("run.py", *arguments(folder, *more))
 
 
+def own_lock() -> None:
+    """tqdm's would be shared with all forks, and stay held by one that is killed."""
+    tqdm.set_lock(threading.RLock())
+
+
 class Fork:
-    """The program in a fork of this process, which has imported everything; used as a `subprocess.Popen`.
+    """`work` in a fork of this process, which has imported everything; used as a `subprocess.Popen`."""
 
-    It does `first` before.
-    """
-
-    def __init__(self, line: list[str], first: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, work: Callable[[], object], captured: bool = True) -> None:
         for module in ("commands", "torch._dynamo", "torch.utils.tensorboard", "matplotlib.figure"):
             importlib.import_module(module)  # no thread may be at it while this process forks
         self.returncode: int | None = None
-        self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
+        self._files = [tempfile.TemporaryFile("w+") for _ in range(2 * captured)]  # noqa: SIM115
         self.pid = os.fork()
         if not self.pid:
-            self._work(line, first)
+            self._child(work)
 
-    def _work(self, line: list[str], first: Callable[[], object]) -> NoReturn:
+    def _child(self, work: Callable[[], object]) -> NoReturn:
+        status = 1
         try:
-            for number, file in ((1, self._out), (2, self._err)):
+            for number, file in enumerate(self._files, 1):
                 os.dup2(file.fileno(), number)
+            os.chdir(ROOT)
+            own_lock()
             logging.getLogger().handlers.clear()
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in the first line of the program
             signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
-            first()
             with drawn_once():
-                run.standalone(run.main, line)
-        finally:
+                work()
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        except BaseException:
             os.write(2, traceback.format_exc().encode())
-            os._exit(99)
+        finally:
+            os._exit(status)
 
     def poll(self) -> int | None:
-        if self.returncode is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if self.returncode is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.returncode = os.waitstatus_to_exitcode(ended[1])
         return self.returncode
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout: float = math.inf) -> tuple[str, str]:
-        """What was written to stdout and stderr.  Raises TimeoutExpired."""
+    def wait(self, timeout: float = math.inf) -> int:
+        """Raises TimeoutExpired."""
         end = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > end:
                 raise subprocess.TimeoutExpired("run.py", timeout)
             time.sleep(0.01)
-        for file in (self._out, self._err):
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, timeout: float = math.inf) -> tuple[str, str]:
+        """What was written to stdout and stderr.  Raises TimeoutExpired."""
+        self.wait(timeout)
+        for file in self._files:
             file.seek(0)
-        return self._out.read(), self._err.read()
+        out, err = (file.read() for file in self._files)
+        return out, err
 
 
 Process: TypeAlias = "subprocess.Popen[str] | Fork"
@@ -183,20 +206,35 @@ def kill_started() -> None:
 
 
 def fork_program(folder: Path, *more: str, first: Callable[[], object] = lambda: None) -> Fork:
-    return until_the_end_of_the_test(Fork(arguments(folder, *more), first))
+    """The program in a fork, which does `first` before."""
+    line = arguments(folder, *more)
+    return until_the_end_of_the_test(Fork(lambda: (first(), run.standalone(run.main, line))))
 
 
-_TOGETHER = """
-import sys
-from runtime import launcher
-launcher.POLL, world, *command = float(sys.argv[1]), int(sys.argv[2]), sys.executable, *sys.argv[3:]
-sys.exit(launcher.run(command, world))
-"""
+def _popen(
+    command: Sequence[str], env: dict[str, str], start_new_session: bool, preexec_fn: Callable[[], object]
+) -> Fork:
+    """`python command...`, as the launcher starts it."""
+
+    def work() -> None:
+        os.setsid()
+        preexec_fn()
+        os.environ.update(env)
+        sys.argv = list(command[1:])
+        runpy.run_path(command[1], run_name="__main__")
+
+    assert start_new_session
+    return Fork(work, captured=False)
 
 
-def start_together(world: int, *command: str, poll: float = launcher.POLL) -> subprocess.Popen[str]:
+def start_together(world: int, *command: str, poll: float = launcher.POLL) -> Fork:
     """`python command...` in `world` processes that work on one run, looked at every `poll` seconds."""
-    return start("-c", _TOGETHER, str(poll), str(world), *command)
+
+    def work() -> None:
+        replaced(launcher, POLL=poll, subprocess=SimpleNamespace(Popen=_popen))
+        sys.exit(launcher.run([sys.executable, *command], world))
+
+    return until_the_end_of_the_test(Fork(work))
 
 
 def replaced(where: object, **what: Any) -> None:
