@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +24,8 @@ from reports.tables import markdown_table
 from run import Parser, standalone
 from run import device as device_name
 from runtime.devices import device_of
-from runtime.errors import DataError, UserError
+from runtime.errors import DataError, UserError, sentence, status_of
 from runtime.files import write_atomically
-from runtime.signals import StopRequest
-from studies import program
 
 Results = Mapping[str, Any]
 
@@ -49,10 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = p.parse_args(arguments)
     if not (args.rounds > 0 and args.seconds > 0):
         p.error("--rounds and --seconds must be positive")
-    return program.status(execute, args)
+    try:
+        return execute(args)
+    except (UserError, OSError, MemoryError) as error:
+        print(sentence(error), file=sys.stderr)
+        return status_of(error)
 
 
-def execute(args: argparse.Namespace, stop: StopRequest) -> int:
+def execute(args: argparse.Namespace) -> int:
     """The exit status.  Raises UserError, OSError."""
     if args.naive and not args.naive.is_file():
         raise DataError(f"--naive {args.naive}: there is no such file; name a program that prints its rates")
