@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from evaluator import METRICS, PerTarget
 from reports.cells import CellStore
-from runtime import checkpoints
+from runtime import files
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,11 @@ def test_a_damaged_last_state_costs_no_more_than_its_steps(
 ) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     DAMAGES[damage](tmp_path / "vma.last.pt")
+    damaged = (tmp_path / "vma.last.pt").read_bytes()
     with caplog.at_level(logging.WARNING):
         assert main(tmp_path, "--train") == 0
     assert "vma.last.pt: damaged" in caplog.text
+    assert (tmp_path / "vma.damaged.pt").read_bytes() == damaged
     assert not (tmp_path / "canary").exists()
     assert curves(tmp_path) == curves(whole)
     assert same_end(tmp_path, whole)
@@ -121,23 +123,19 @@ def test_a_damaged_log_costs_no_more_than_its_damaged_rows(
 def test_a_damaged_state_is_not_kept_in_place_of_a_good_one(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a save that fails at least one good state is on the disk."""
-
+    """After a save that fails when the old state has its second name, a good one is on the disk."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     flipped(tmp_path / "vma.last.pt")
-    real, calls = checkpoints.write_atomically, []
+    link = files._link
 
-    def fails_at_the_state(path: Path, content: bytes, *more: Path | None) -> None:
-        if path.name == "vma.last.pt":
-            calls.append(path)
-            raise OSError("the disk is gone")
-        real(path, content, *more)
+    def fails_then(path: Path, previous: Path) -> None:
+        link(path, previous)
+        raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_atomically", fails_at_the_state)
-        assert main(tmp_path, "--train") == 1
-    assert calls
-    assert main(tmp_path, "--train") == 0
+        patch.setattr(files, "_link", fails_then)
+        assert main(tmp_path, "--train", "train_spec.save_every=1") == 1
+    assert main(tmp_path, "--train", "train_spec.save_every=1") == 0
 
 
 # --- the cells of a table ---------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_a_signal_to_a_test_ends_it(tmp_path: Path, number: signal.Signals, what
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(12))
+@pytest.mark.parametrize("moment", range(8))
 def test_a_signal_at_any_moment_of_the_start_ends_it(tmp_path: Path, moment: int) -> None:
     """Also while Python imports torch, and while the data is prepared."""
     process = start_program(
