@@ -88,7 +88,10 @@ def evaluate(
 def summarised(name: str, config: Config, classes: int, each: int, values: PerTarget) -> program.Row:
     """Means in which every class counts the same."""
     bound = estimate(-values["bound"], values["target_class"])
-    means = {of: estimate(values[of], values["target_class"]).mean for of in ("kl_a", "address_accuracy")}
+    means = {
+        of: estimate(values[of], values["target_class"]).mean if of in values else math.nan  # soft attention has no a
+        for of in ("kl_a", "address_accuracy")
+    }
     metric = config.test_spec.title
     row = {"model": name, "classes": classes, "each": each, "metric": metric, "nats": bound.mean}
     return {**row, "stderr": bound.stderr, **means, "log_m": math.log(classes * each), "targets": len(values["bound"])}
@@ -107,7 +110,7 @@ def markdown(rows: Sequence[program.Row], config: Config) -> str:
         f"{images_described(config.test_data)}, {rows[0]['targets']} targets, never in their memory. Nats per image, "
         "lower is better, ± standard error; address accuracy: the posterior mass on images of the target's class.",
         "model | classes | images of each | metric | nats | KL(a) | log M | address accuracy",
-        map(_LINE.format_map, rows),
+        (_LINE.format_map(row).replace("nan", "–") for row in rows),
     )
 
 
