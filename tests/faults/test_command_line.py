@@ -88,7 +88,7 @@ def test_a_mistake_is_status_2_and_a_sentence(
         (("--train", "train_spec.gpus=[99]"), 2, "device cuda:99: this machine shows"),
         (("--test", "--device", "cuda:99"), 2, "device cuda:99"),
         (("--train", "train_spec.scheduler={kind: Cosine}"), 2, "expected one of ConstantLR"),
-        (("--train", "train_spec.scheduler={kind: StepLR}"), 2, "train_spec.scheduler.step_size: missing; StepLR"),
+        (("--train", "train_spec.scheduler={kind: StepLR}"), 2, "step_size: missing; this key has no default"),
         (("--train", "train_spec.scheduler={kind: StepLR, step_size: 2, gama: 1}"), 2, "gama"),
         (("--train", "train_spec.step=5"), 2, "train_spec.step: unknown key; did you mean steps?"),
         (("--train", "model.importance_num=1"), 2, "model.importance_num"),
