@@ -118,25 +118,27 @@ def draw(rows: Sequence[Any]) -> bytes:
     """Nats, KL(a) and address accuracy against the number of classes, a line for each model and memory -> a PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure((14, 4))
-    axes = figure.subplots(1, 3)
+    figure = Figure((16, 4.2))
+    *axes, beside = figure.subplots(1, 4, width_ratios=(1, 1, 1, 0.6))
+    models, every = (list(dict.fromkeys(row[of] for row in rows)) for of in ("model", "each"))
     for name, each in dict.fromkeys((row["model"], row["each"]) for row in rows):
         line = [row for row in rows if (row["model"], row["each"]) == (name, each)]
-        classes, label = [row["classes"] for row in line], f"{name}, {each} of each ({line[0]['metric']})"
-        error = [2 * row["stderr"] for row in line]
-        (points, *_) = axes[0].errorbar(
-            classes, [row["nats"] for row in line], error, marker="o", capsize=2, label=label
-        )
-        color = points.get_color()
-        axes[1].plot(classes, [row["kl_a"] for row in line], "o-", color=color, label=label)
-        axes[1].plot(classes, [row["log_m"] for row in line], ":", color=color, label=f"log M, {each} of each")
-        axes[2].plot(classes, [row["address_accuracy"] for row in line], "o-", color=color, label=label)
+        style: dict[str, Any] = {"color": f"C{models.index(name)}", "marker": "o", "markersize": 4}
+        style["linestyle"] = ("-", "--", ":")[every.index(each) % 3]
+        for axis, of in zip(axes, ("nats", "kl_a", "address_accuracy"), strict=True):
+            axis.plot([row["classes"] for row in line], [row[of] for row in line], **style)
+        axes[0].lines[-1].set_label(f"{name}, {each} of each ({line[0]['metric']})")
+    for each in every:
+        line = [row for row in rows if row["each"] == each and row["model"] == models[0]]
+        axes[1].plot([row["classes"] for row in line], [row["log_m"] for row in line], color="0.7", zorder=0)
+    axes[1].lines[-1].set_label("log M, for each number of images")
     titles = ("nats per image (lower is better)", "KL(a), nats", "posterior mass on images of the target's class")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_xscale("log", base=2)
         axis.set(xlabel="classes in the memory", ylabel=title)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+    beside.axis("off")
+    beside.legend(handles=[*axes[0].lines, axes[1].lines[-1]], loc="center left", fontsize=8)
     return png(figure)
 
 
