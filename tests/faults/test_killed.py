@@ -120,6 +120,7 @@ def test_killed_sampling_leaves_whole_pictures(tmp_path: Path) -> None:
     grid = "test_spec.test_params.timesteps=[1..6]"
     assert main(tmp_path, "--train", "train_spec.steps=1") == 0
     folder = tmp_path / "samples"
+    folder.mkdir()  # else the program makes it, takes it away again and makes it, to see whether it can
     for attempt in range(4):
         pattern = ".*.part" if attempt % 2 else "C1_M*.png"
         already = set(folder.glob(pattern))
