@@ -81,7 +81,7 @@ def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
     header = ["C", "M", config.test_spec.title, *(title for _, title, _ in _METRICS), "targets", *known]
     lines = []
     for row in rows:
-        numbers = [_shown(row[name], digits) for name, digits in columns]
+        numbers = [shown(row[name], digits) for name, digits in columns]
         cells = [row["max_batch_cls"], row["timesteps"], *numbers, row["targets"]]
         lines.append(" | ".join(map(str, [*cells, *(_known(table, row) for table in known.values())])))
     title = f"{metric_described(config)}. {described(config)}. {_COUNTED}"
@@ -98,7 +98,8 @@ def _known(column: Column, row: Row) -> str:
     return "" if nats is None else f"{nats:.1f}"
 
 
-def _shown(value: float, digits: int) -> str:
+def shown(value: float, digits: int) -> str:
+    """The value in a table; a dash where a model has none."""
     return "–" if math.isnan(value) else f"{value:z.{digits}f}"
 
 

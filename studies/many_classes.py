@@ -21,7 +21,7 @@ from models.base import MemoryModel
 from reports.cells import images_described
 from reports.estimates import estimate
 from reports.plots import png
-from reports.tables import markdown_table
+from reports.tables import markdown_table, shown
 from run import standalone
 from runtime.signals import StopRequest
 from studies import program
@@ -88,19 +88,16 @@ def evaluate(
 def summarised(name: str, config: Config, classes: int, each: int, values: PerTarget) -> program.Row:
     """Means in which every class counts the same."""
     bound = estimate(-values["bound"], values["target_class"])
-    means = {
-        of: estimate(values[of], values["target_class"]).mean if of in values else math.nan  # soft attention has no a
-        for of in ("kl_a", "address_accuracy")
-    }
+    means = {of: estimate(values[of], values["target_class"]).mean for of in ("kl_a", "address_accuracy")}
     metric = config.test_spec.title
     row = {"model": name, "classes": classes, "each": each, "metric": metric, "nats": bound.mean}
     return {**row, "stderr": bound.stderr, **means, "log_m": math.log(classes * each), "targets": len(values["bound"])}
 
 
-_LINE = (
-    "{model} | {classes} | {each} | {metric} | {nats:.2f} ± {stderr:.2f} | {kl_a:z.2f} | {log_m:.2f} | "
-    "{address_accuracy:.3f}"
-)
+def _line(row: Any) -> str:
+    nats = f"{row['nats']:.2f} ± {row['stderr']:.2f}"
+    first = f"{row['model']} | {row['classes']} | {row['each']} | {row['metric']} | {nats}"
+    return f"{first} | {shown(row['kl_a'], 2)} | {row['log_m']:.2f} | {shown(row['address_accuracy'], 3)}"
 
 
 def markdown(rows: Sequence[program.Row], config: Config) -> str:
@@ -110,7 +107,7 @@ def markdown(rows: Sequence[program.Row], config: Config) -> str:
         f"{images_described(config.test_data)}, {rows[0]['targets']} targets, never in their memory. Nats per image, "
         "lower is better, ± standard error; address accuracy: the posterior mass on images of the target's class.",
         "model | classes | images of each | metric | nats | KL(a) | log M | address accuracy",
-        (_LINE.format_map(row).replace("nan", "–") for row in rows),
+        map(_line, rows),
     )
 
 

@@ -207,8 +207,9 @@ def test_many_classes_are_cells_with_so_many_of_each(tmp_path: Path) -> None:
 
 
 def test_many_classes_of_a_model_without_addresses_have_no_divergence(tmp_path: Path) -> None:
-    values = {"bound": torch.tensor([-3.0, -5.0]), "target_class": torch.tensor([0, 1])}
-    row = many_classes.summarised("soft", small_config(tmp_path), 4, 2, {k: v.numpy() for k, v in values.items()})
+    none = np.full(2, math.nan)
+    values = {"bound": np.array([-3.0, -5.0]), "target_class": np.arange(2), "kl_a": none, "address_accuracy": none}
+    row = many_classes.summarised("soft", small_config(tmp_path), 4, 2, values)
     assert row["nats"] == 4 and math.isnan(float(row["kl_a"]))
     assert "| soft | 4 | 2 | ELBO@60 | 4.00 ± 1.00 | – | 2.08 | – |" in many_classes.markdown(
         [row], small_config(tmp_path)
