@@ -26,7 +26,7 @@ from models.likelihoods import BernoulliPixels, NormalPixels
 from models.vma.distributions import AddressPosterior, AddressPrior, DiagonalNormalHead, LatentPosterior, LatentPrior
 from models.vma.likelihood import ImageLikelihood, LatentFreeImageLikelihood
 from models.vma.model import VMA
-from models.vma.shifts import Shifts
+from models.vma.placements import Placements
 from models.vma.soft_read import SoftRead
 from runtime.errors import DataError, UserError
 from runtime.randomness import Shard, seed_of
@@ -168,14 +168,14 @@ def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
     latent, hidden = model.latent_dim, model.head_hidden
     code = latent or model.matching_dim  # of the memory image
     features = 2 * code
-    shifts = Shifts(model.max_shift)
+    placements = Placements(model.max_shift, tuple(model.scales))
     p_x = ImageLikelihood if latent else LatentFreeImageLikelihood
     return VMA(
         address_encoder=networks.address_encoder(side, model.matching_dim),
         encoder=networks.encoder(side, features),
         p_a=AddressPrior(model.num_dummies, learned=model.address_prior == "learned"),
         p_z=LatentPrior(features, latent, hidden),
-        p_x=p_x(networks.decoder(side, latent + code, likelihood.channels), likelihood, features, code, shifts),
+        p_x=p_x(networks.decoder(side, latent + code, likelihood.channels), likelihood, features, code, placements),
         q_a=AddressPosterior(scaled=model.address_scale == "sqrt"),
         q_z=LatentPosterior(features, latent, hidden),
         side=side,
@@ -184,7 +184,7 @@ def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
         objective=spec.objective,
         use_dreg=spec.z_gradient == "dreg",
         gradient_samples=spec.gradient_samples,
-        shifts=shifts,
+        placements=placements,
         summed_addresses=config.test_spec.addresses,
     )
 

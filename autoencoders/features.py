@@ -18,14 +18,14 @@ class Features:
 
 @dataclass(frozen=True)
 class FeaturesAt:
-    """The features of `rows` [K, ...] of the N images, and by which `shift` [K, ...] each is to be moved, if at all.
+    """The features of `rows` [K, ...] of the N images, and the `placement` [K, ...] that each is to be given, if any.
 
     The vectors are gathered at once, the much larger maps only of the rows that are about to be decoded.
     """
 
     table: Features
     rows: Tensor
-    shift: Tensor | None = None
+    placement: Tensor | None = None
 
     @property
     def vector(self) -> Tensor:
@@ -39,13 +39,14 @@ class FeaturesAt:
 
     def take(self, k: Tensor) -> "FeaturesAt":
         """Those of sample k [1, ...] of the K."""
-        return FeaturesAt(self.table, self.rows.gather(0, k), None if self.shift is None else self.shift.gather(0, k))
+        placement = None if self.placement is None else self.placement.gather(0, k)
+        return FeaturesAt(self.table, self.rows.gather(0, k), placement)
 
     def split(self, size: int) -> list["FeaturesAt"]:
         """Those of `size` of the K at a time."""
         rows = self.rows.split(size)
-        shifts = [None] * len(rows) if self.shift is None else self.shift.split(size)
-        return [FeaturesAt(self.table, *part) for part in zip(rows, shifts, strict=True)]
+        placements = [None] * len(rows) if self.placement is None else self.placement.split(size)
+        return [FeaturesAt(self.table, *part) for part in zip(rows, placements, strict=True)]
 
 
 def gather_maps(maps: Tensor, rows: Tensor) -> Tensor:

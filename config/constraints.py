@@ -169,6 +169,11 @@ def _metric(model: ModelConfig, test_spec: TestSpec) -> Iterator[Problem]:
         yield "test_spec.addresses", f"{text}; use null, or metric nll"
 
 
+def _scales(model: ModelConfig) -> Iterator[Problem]:
+    if 1 not in model.scales or len(set(model.scales)) < len(model.scales):
+        yield "model.scales", f"{model.scales} must contain 1, which leaves an image as it is, and no number twice"
+
+
 def _read(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:
     if model.read != "soft":
         return
@@ -176,6 +181,8 @@ def _read(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:
         yield "model.read", "with soft z decides what is read, and model.latent_dim 0 leaves no z; use address"
     if model.max_shift:
         yield "model.max_shift", f"{model.max_shift} moves the picked image, and model.read soft picks none; use 0"
+    if len(model.scales) > 1:
+        yield "model.scales", f"{model.scales} stretch the picked image, and model.read soft picks none; use [1]"
     for name, only in (("objective", "vimco"), ("gradient_samples", "all"), ("z_gradient", "standard")):
         if (value := getattr(train_spec, name)) != only:
             yield f"train_spec.{name}", f"{value} needs addresses, which model.read soft has none of; use {only}"
@@ -194,5 +201,5 @@ def _files(train_spec: TrainSpec, test_spec: TestSpec) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _train_data, _val_data, _test_data, _test_grid, _without_dummies, _samples, _warmup, _scheduler, _subset, _metric,
-    _read, _files,
+    _scales, _read, _files,
 )  # fmt: skip

@@ -240,6 +240,9 @@ class ModelConfig(Section):
     max_shift: Annotated[Natural, Field(le=8)] = key(
         0, "pixels by which an address may move what is made of the picked image, down and right"
     )
+    scales: Annotated[list[Annotated[float, Field(ge=0.5, le=2)]], Field(min_length=1, max_length=9)] = key(
+        [1.0], "by how much an address may stretch it, down and right each; 1 is one of them"
+    )
     head_hidden: Natural = key(0, "width of a hidden layer in q(z | x, m_a) and p(z | m_a); 0: linear, as published")
 
 

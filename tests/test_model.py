@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_shifts import moved
+from test_placements import every_placement, placed, placed_back
 from torch import Tensor, nn
 from torch.distributions import Categorical, MultivariateNormal
 
@@ -119,10 +119,10 @@ def log_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return -(x * (1 + (-logits).exp()).log() + (1 - x) * (1 + logits.exp()).log()).sum()
 
 
-def every_place(model: VMA, images: int) -> list[tuple[int, int, int]]:
-    """What each address names: the slot, and by how much it is moved down and right."""
-    by = range(-model.shifts.most, model.shifts.most + 1)
-    return [*product(range(images), by, by), *((images + dummy, 0, 0) for dummy in range(len(model.dummies)))]
+def every_place(model: VMA, images: int) -> list[tuple]:
+    """What each address names: the slot, and how it is placed."""
+    of_images = [(image, *where) for image in range(images) for where in every_placement(model.placements)]
+    return [*of_images, *((images + dummy, 0, 0) for dummy in range(len(model.dummies)))]
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ def slow_sample(model: VMA, x: Tensor, memory: Tensor, a: int, noise_z: Tensor, 
 
     q_a, p_a = (logits.exp() / logits.exp().sum()).log(), (prior.exp() / prior.exp().sum()).log()
     places = every_place(model, len(memory))
-    if model.shifts.most and len(memory):
+    if len(model.placements) > 1 and len(memory):
         log_q_s, log_p_s = model.q_s(x[None, None], memory[None])[0, 0].flatten(), model.p_s()
         number = torch.arange(len(memory)).repeat_interleave(len(log_p_s))
         q_a = torch.cat([q_a[number] + log_q_s, q_a[len(memory) :]])
         p_a = torch.cat([p_a[number] + log_p_s.repeat(len(memory)), p_a[len(memory) :]])
-    slot, down, right = places[a]
+    slot, *where = places[a]
 
-    target = encode(model.encoder, moved(x, -down, -right))[0]  # type: ignore[arg-type]
+    target = encode(model.encoder, placed_back(x, *where))[0]  # type: ignore[arg-type]
     vector, fine, coarse = encode(model.encoder, slots[slot])  # type: ignore[arg-type]
     prior_z, posterior_z = (
         linear_normal(model.p_z.head, vector),
@@ -167,7 +167,7 @@ def slow_sample(model: VMA, x: Tensor, memory: Tensor, a: int, noise_z: Tensor, 
     z = loc + scale * noise_z
     code = model.p_x.memory_code.weight @ vector.relu() + model.p_x.memory_code.bias
     parameters = decode(model.p_x.decoder, torch.cat([z, code]), fine, coarse)  # type: ignore[arg-type]
-    parameters = moved(parameters, down, right)
+    parameters = placed(parameters, *where)
     bernoulli = isinstance(model.p_x.likelihood, BernoulliPixels)
     return SlowSample(
         q_a=q_a,
@@ -196,6 +196,7 @@ CASES = [  # likelihood, learned prior, T, M, side, more
     ("normal", True, 1, 0, 20),
     ("bernoulli", True, 2, 3, 20, "model.address_scale=sqrt", "model.head_hidden=5"),
     ("bernoulli", True, 2, 2, 20, "model.max_shift=1"),
+    ("bernoulli", True, 1, 2, 20, "model.scales=[1,1.5]"),
 ]
 
 
@@ -271,7 +272,7 @@ def slow_metrics(model: VMA, batch: Episodes, noise: GivenNoise, k: int, g: int,
     x, memory, noise_z = batch.x[g, t], batch.memory[g], noise.z[:, g, t]
     any_one = slow_sample(model, x, memory, 0, noise_z[0])
     q_a, places = any_one.q_a.exp().tolist(), every_place(model, len(memory))
-    of_class = [slot < len(memory) and batch.memory_class[g, slot] == batch.x_class[g, t] for slot, _, _ in places]
+    of_class = [slot < len(memory) and batch.memory_class[g, slot] == batch.x_class[g, t] for slot, *_ in places]
     if model.objective == "vimco":
         picks = [slow_pick(any_one.q_a, uniform) for uniform in noise.address[:, g, t]]
         rows = [(1 / k, slow_sample(model, x, memory, a, noise_z[i]), a) for i, a in enumerate(picks)]

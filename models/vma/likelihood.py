@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from autoencoders.base import Decoder
 from autoencoders.features import Features, FeaturesAt
 from models.base import Likelihood, Noise
-from models.vma.shifts import Shifts
+from models.vma.placements import Placements
 
 PAIRS_STORED = 2048  # with more pairs, activations are recomputed for the gradient instead of being stored
 PAIRS_AT_ONCE = {"cpu": 24, "cuda": 4096}  # without a gradient; on a CPU as many as fit its caches
@@ -27,14 +27,14 @@ class ImageLikelihood(nn.Module):
     Args:
         features: D of the memory image.
         code: the size of its code.
-        shifts: by which parameters of pixels are moved.
+        placements: where parameters of pixels are put.
     """
 
     def __init__(
-        self, decoder: Decoder, likelihood: Likelihood, features: int, code: int, shifts: Shifts = Shifts(0)
+        self, decoder: Decoder, likelihood: Likelihood, features: int, code: int, placements: Placements = Placements()
     ) -> None:
         super().__init__()
-        self.shifts = shifts
+        self.placements = placements
         self.decoder = decoder
         self.likelihood = likelihood
         self.memory_code = nn.Linear(features, code)
@@ -60,16 +60,16 @@ class ImageLikelihood(nn.Module):
         memory_code = self.memory_code(F.relu(m_a.vector.flatten(0, -2)))
         code = torch.cat([z.flatten(0, -2), memory_code], -1)  # [R, Z + code], R = K G T
         parameters = self.decoder(code, m_a.maps).to(z.dtype)  # [R, C, H, W]
-        if m_a.shift is not None:
+        if m_a.placement is not None:
             each = torch.arange(len(parameters), device=z.device)
-            parameters = self.shifts.move(parameters, each, m_a.shift.flatten())
+            parameters = self.placements.place(parameters, each, m_a.placement.flatten())
         return parameters.unflatten(0, z.shape[:-1])
 
 
 class LatentFreeImageLikelihood(ImageLikelihood):
     """p(x|m_a), without a z: a memory image is decoded once, and only the likelihood is computed for every pair.
 
-    A pair is a target and an image that was picked for it, moved by a shift, however often.  The only map that
+    A pair is a target and an image that was picked for it, placed somewhere, however often.  The only map that
     `precompute` returns is the decoder's output, so `m_a.maps[0]` are parameters of pixels here.
     """
 
@@ -78,23 +78,23 @@ class LatentFreeImageLikelihood(ImageLikelihood):
         return Features(vector, (parameters.to(vector.dtype),))  # [N, C, H, W]
 
     def decode(self, z: Tensor, m_a: FeaturesAt) -> Tensor:
-        if m_a.shift is None:
+        if m_a.placement is None:
             return m_a.maps[0].unflatten(0, m_a.rows.shape)
-        rows, shift = m_a.rows.flatten(), m_a.shift.flatten()
-        return self.shifts.move(m_a.table.maps[0], rows, shift).unflatten(0, m_a.rows.shape)
+        rows, placement = m_a.rows.flatten(), m_a.placement.flatten()
+        return self.placements.place(m_a.table.maps[0], rows, placement).unflatten(0, m_a.rows.shape)
 
     def log_prob(self, x: Tensor, context: Tensor | None, z: Tensor, m_a: FeaturesAt) -> Tensor:
-        images, targets, shifts = len(m_a.table.vector), math.prod(x.shape[:2]), len(self.shifts)
+        images, targets, placements = len(m_a.table.vector), math.prod(x.shape[:2]), len(self.placements)
         which = torch.arange(targets, device=x.device).view(x.shape[:2]) * images + m_a.rows
-        shift = 0 if m_a.shift is None else m_a.shift
-        pairs, back = (which * shifts + shift).unique(return_inverse=True)  # [P], [K, G, T]
+        placement = 0 if m_a.placement is None else m_a.placement
+        pairs, back = (which * placements + placement).unique(return_inverse=True)  # [P], [K, G, T]
         x = x.flatten(0, 1)
         context = context if context is None else context.flatten(0, 1)
 
         def log_prob(pairs: Tensor) -> Tensor:
-            picked, shift = pairs // shifts, None if m_a.shift is None else pairs % shifts
+            picked, placement = pairs // placements, None if m_a.placement is None else pairs % placements
             target = picked // images
-            paired = self.decode(z, FeaturesAt(m_a.table, picked % images, shift))[None, None]  # [1, 1, P, C, H, W]
+            paired = self.decode(z, FeaturesAt(m_a.table, picked % images, placement))[None, None]  # [1, 1, P, C, H, W]
             of_target = context if context is None else context.index_select(0, target)[None]
             return self.likelihood.log_prob(paired, x.index_select(0, target)[None], of_target).flatten()
 

@@ -3,7 +3,7 @@
     p(x|M) = sum_a p(a|M) int p(z|m_a) p(x|z,m_a) dz        q(a,z|M,x) = q(a|M,x) q(z|x,m_a)
 
 `K` importance samples · `G` memories · `T` targets that share one memory · `M` images in a memory · `S` slots, M and
-the dummies · `A` addresses, which are slots, or with shifts those of every image · `N` images encoded · `D` features ·
+the dummies · `A` addresses, which are slots, or all placements of every image · `N` images encoded · `D` features ·
 `Z` latent · `H W` image.  K leads, so broadcasting replaces repetition.
 """
 
@@ -24,8 +24,8 @@ from models import objectives
 from models.base import EpisodeBatch, Explanation, MemoryModel, Noise
 from models.vma.distributions import AddressPosterior, AddressPrior, LatentPosterior, LatentPrior
 from models.vma.likelihood import ImageLikelihood
+from models.vma.placements import PlacementPosterior, PlacementPrior, Placements
 from models.vma.sampling import apply_dreg, detached, reattach_sample, sample_categorical, sample_normal
-from models.vma.shifts import ShiftPosterior, ShiftPrior, Shifts
 
 DECODES_AT_ONCE = 8192
 
@@ -62,7 +62,7 @@ class EncodedTargets:
 
     x: Tensor  # [G, T, H, W]
     q_a: Categorical  # q(a|M,x), logits [G, T, A]
-    features: Tensor | None  # [G, T, D]; None where they depend on the shift, or nothing needs them
+    features: Tensor | None  # [G, T, D]; None where they depend on the placement, or nothing needs them
     context: Tensor | None  # what the likelihood needs of x
 
 
@@ -119,7 +119,7 @@ class VMA(MemoryModel):
         objective: "vimco" samples addresses, "marginal" sums over all of them.
         use_dreg: take the doubly reparameterised gradient for q(z|x,m_a).
         gradient_samples: through how many samples of a target the gradient goes: "all", or 1.
-        shifts: of picked images; with more than one, `p_s` and `q_s` are their distributions.
+        placements: of picked images; with more than one, `p_s` and `q_s` are their distributions.
         summed_addresses: how many addresses `log_likelihood` sums over; None: all.
     """
 
@@ -139,16 +139,16 @@ class VMA(MemoryModel):
         objective: str,
         use_dreg: bool = False,
         gradient_samples: int | str = "all",
-        shifts: Shifts = Shifts(0),
+        placements: Placements = Placements(),
         summed_addresses: int | None = None,
     ) -> None:
         super().__init__()
         self.address_encoder, self.encoder = address_encoder, encoder
         self.p_a, self.p_z, self.p_x = p_a, p_z, p_x
         self.q_a, self.q_z, self.latent = q_a, q_z, q_z.head.latent
-        self.shifts, self.summed_addresses = shifts, summed_addresses
-        if shifts.most:
-            self.p_s, self.q_s = ShiftPrior(shifts), ShiftPosterior(shifts)
+        self.placements, self.summed_addresses = placements, summed_addresses
+        if len(placements) > 1:
+            self.p_s, self.q_s = PlacementPrior(placements), PlacementPosterior(placements)
         # Small noise: dummies that start equal have equal gradients and never separate.
         self.dummies = nn.Parameter(0.1 * torch.rand(num_dummies, side, side))
         self.importance_num, self.objective = importance_num, objective
@@ -156,10 +156,10 @@ class VMA(MemoryModel):
         self.pictured = p_x.likelihood.pictured
 
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`weights`; those of the shifts as they are here where `weights` has none, or those of another `max_shift`."""
-        shifts = ("p_s.", "q_s.")
-        own = {name: w for name, w in self.state_dict().items() if name.startswith(shifts)}
-        fits = {n: w for n, w in weights.items() if not n.startswith(shifts) or (n in own and own[n].shape == w.shape)}
+        """`weights`; those of p(s) and q(s|x,m) as they are here where `weights` has none, or those of other sizes."""
+        of_s = ("p_s.", "q_s.")
+        own = {name: w for name, w in self.state_dict().items() if name.startswith(of_s)}
+        fits = {n: w for n, w in weights.items() if not n.startswith(of_s) or (n in own and own[n].shape == w.shape)}
         return own | fits
 
     # --- encoding -----------------------------------------------------------------------------------------------------
@@ -178,8 +178,8 @@ class VMA(MemoryModel):
         embedded = self.address_encoder(images)[0].to(memory.dtype).index_select(0, slots.flatten())
         features = self._features(images) if precompute_features else None
         p_a = self.p_a(g, size)
-        if self.shifts.most:
-            p_a = self.shifts.joint(p_a, self.p_s(), size)
+        if len(self.placements) > 1:
+            p_a = self.placements.joint(p_a, self.p_s(), size)
         return EncodedMemory(memory, images, slots, embedded.unflatten(0, slots.shape), p_a, features)
 
     def encode_targets(self, x: Tensor, m: EncodedMemory) -> EncodedTargets:
@@ -189,9 +189,9 @@ class VMA(MemoryModel):
             return encoder(x.flatten(0, 1))[0].to(x.dtype).unflatten(0, x.shape[:2])
 
         q_a = self.q_a(encoded(self.address_encoder), m.embeddings)
-        if self.shifts.most:
-            q_a = self.shifts.joint(q_a, self.q_s(x, m.memory).to(x.dtype), m.size)
-        features = encoded(self.encoder) if self.latent and not self.shifts.most else None
+        if len(self.placements) > 1:
+            q_a = self.placements.joint(q_a, self.q_s(x, m.memory).to(x.dtype), m.size)
+        features = encoded(self.encoder) if self.latent and len(self.placements) == 1 else None
         return EncodedTargets(x, q_a, features, self.p_x.context(x))
 
     def _features(self, images: Tensor) -> Features:
@@ -205,31 +205,31 @@ class VMA(MemoryModel):
         Unless they were precomputed, a CPU encodes the distinct images that were picked; a GPU, which should not wait
         for how many these are, one for each pick or all of them, whichever is fewer.
         """
-        rows = m.rows(self.shifts.slot(a, m.size))
-        shift = self.shifts.shift(a, m.size) if self.shifts.most else None
+        rows = m.rows(self.placements.slot(a, m.size))
+        placement = self.placements.placement(a, m.size) if len(self.placements) > 1 else None
         if m.features is not None:
-            return FeaturesAt(m.features, rows, shift)
+            return FeaturesAt(m.features, rows, placement)
         if rows.device.type == "cpu":
             picked, rows = rows.unique(return_inverse=True)
-            return FeaturesAt(self._features(m.images[picked]), rows, shift)
+            return FeaturesAt(self._features(m.images[picked]), rows, placement)
         if rows.numel() < len(m.images):
             every = torch.arange(rows.numel(), device=rows.device).view_as(rows)
-            return FeaturesAt(self._features(m.images[rows.flatten()]), every, shift)
-        return FeaturesAt(self._features(m.images), rows, shift)
+            return FeaturesAt(self._features(m.images[rows.flatten()]), every, placement)
+        return FeaturesAt(self._features(m.images), rows, placement)
 
     def target_features(self, targets: EncodedTargets, m_a: FeaturesAt) -> Tensor:
-        """What q(z|x,m_a) sees of the targets: [G, T, D]; with shifts of x moved back onto each m_a, [K, G, T, D]."""
+        """What q(z|x,m_a) sees of x: [G, T, D]; with placements, of x laid back onto each m_a: [K, G, T, D]."""
         x = targets.x
         if not self.latent:
             return x.new_empty(*x.shape[:2], 0)
-        if m_a.shift is None:
+        if m_a.placement is None:
             assert targets.features is not None
             return targets.features
         which = torch.arange(x[..., 0, 0].numel(), device=x.device).view(x.shape[:2])
-        pairs, back = (which * len(self.shifts) + m_a.shift).unique(return_inverse=True)  # [P], [K, G, T]
-        rows, shift = pairs // len(self.shifts), pairs % len(self.shifts)
-        moved = self.shifts.move(x.flatten(0, 1).unsqueeze(1), rows, self.shifts.inverse(shift)).squeeze(1)
-        encoded = self.encoder(moved)[0].to(x.dtype)  # [P, D]
+        pairs, back = (which * len(self.placements) + m_a.placement).unique(return_inverse=True)  # [P], [K, G, T]
+        rows, placement = pairs // len(self.placements), pairs % len(self.placements)
+        onto = self.placements.place(x.flatten(0, 1).unsqueeze(1), rows, placement, back=True).squeeze(1)
+        encoded = self.encoder(onto)[0].to(x.dtype)  # [P, D]
         return encoded.index_select(0, back.flatten()).unflatten(0, back.shape)
 
     # --- samples and their weights ------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ class VMA(MemoryModel):
         The dummies are of no class.
         """
         same = episodes.x_class.unsqueeze(2) == episodes.memory_class.unsqueeze(1)  # [G, T, M]
-        accuracy = (self.shifts.of_slots(targets.q_a.probs, m.size)[..., : m.size] * same).sum(-1)
+        accuracy = (self.placements.of_slots(targets.q_a.probs, m.size)[..., : m.size] * same).sum(-1)
         return {"kl_a": kl_divergence(targets.q_a, m.p_a), "address_accuracy": accuracy}
 
     @torch.no_grad()
@@ -381,7 +381,7 @@ class VMA(MemoryModel):
         targets = self.encode_targets(x, m)
         if not self.latent:
             log_p, targets = self._sum(self.every_address(m, targets, 1), targets)
-            return Explanation(log_p, self.shifts.of_slots(targets.q_a.probs, m.size), None)
+            return Explanation(log_p, self.placements.of_slots(targets.q_a.probs, m.size), None)
         s = self.importance_samples(x, m, targets, noise, k)
         picked = F.one_hot(s.a, m.slots.shape[1])  # [K, G, T, S]
         p_a = (s.log_w.softmax(0).unsqueeze(-1) * picked).sum(0)
@@ -396,7 +396,7 @@ class VMA(MemoryModel):
         a = sample_categorical(m.p_a, noise.uniform("address", n, len(memory), 1))  # [n, G, 1]
         m_a = self.features_at(a, m)
         z = sample_normal(self.p_z(m_a.vector), noise)
-        return self.p_x.picture(z, m_a, noise).squeeze(2), self.shifts.slot(a, m.size).squeeze(2)
+        return self.p_x.picture(z, m_a, noise).squeeze(2), self.placements.slot(a, m.size).squeeze(2)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, memory: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -405,7 +405,7 @@ class VMA(MemoryModel):
         targets = self.encode_targets(x, m)
         addresses = self.sample_addresses(m, targets, noise, 1)
         z = sample_normal(self.q_z(self.target_features(targets, addresses.m_a), addresses.m_a.vector), noise)
-        slots = self.shifts.slot(addresses.a, m.size)
+        slots = self.placements.slot(addresses.a, m.size)
         return self.p_x.picture(z, addresses.m_a, noise).squeeze(0), slots.squeeze(0)
 
     def slot_images(self, memory: Tensor) -> Tensor:

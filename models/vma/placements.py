@@ -1,0 +1,143 @@
+"""Addresses that also say where and how large: by how many pixels the picked image is moved, and how it is stretched.
+
+    p(a|M) = p(image|M) p(s)        q(a|M,x) = q(image|M,x) q(s|x,m)        a = (image, s)
+
+Two people rarely draw a character at the same place, or equally large, and a pixel that copies its own place of the
+memory image then copies the wrong one.  A dummy stays as it is.
+
+`K` importance samples · `G` memories · `T` targets · `M` images in a memory · `S` slots, M and the dummies ·
+`N` images · `R` placements s, a stretch and a shift each · `A` addresses, M R and the dummies · `C H W` maps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+
+@dataclass(frozen=True)
+class Placements:
+    """All stretches by two of `scales`, of height and width, each with all shifts by up to `max_shift` pixels."""
+
+    max_shift: int = 0
+    scales: tuple[float, ...] = (1.0,)
+
+    def __len__(self) -> int:
+        return self.stretches * self.shifts
+
+    @property
+    def shifts(self) -> int:
+        return (2 * self.max_shift + 1) ** 2
+
+    @property
+    def stretches(self) -> int:
+        return len(self.scales) ** 2
+
+    @property
+    def identity(self) -> int:
+        """The placement that leaves an image as it is."""
+        one = self.scales.index(1)
+        return (one * len(self.scales) + one) * self.shifts + self.shifts // 2
+
+    def slot(self, a: Tensor, images: int) -> Tensor:
+        """The slots of addresses among `images` images and the dummies."""
+        return torch.where(a < images * len(self), a // len(self), a - images * (len(self) - 1))
+
+    def placement(self, a: Tensor, images: int) -> Tensor:
+        """The placements of addresses."""
+        return torch.where(a < images * len(self), a % len(self), self.identity)
+
+    def of_slots(self, p: Tensor, images: int) -> Tensor:
+        """Probabilities of addresses [..., A] -> of slots [..., S]."""
+        placed, dummies = p.split([images * len(self), p.shape[-1] - images * len(self)], -1)
+        return torch.cat([placed.unflatten(-1, (images, len(self))).sum(-1), dummies], -1)
+
+    def joint(self, slots: Categorical, log_p: Tensor, images: int) -> Categorical:
+        """Of slots (logits [..., S]) and log p(s) [..., M or 1, R] -> of addresses (logits [..., A])."""
+        of_images, dummies = slots.logits.split([images, slots.logits.shape[-1] - images], -1)
+        return Categorical(logits=torch.cat([(of_images.unsqueeze(-1) + log_p).flatten(-2), dummies], -1))
+
+    def place(self, maps: Tensor, rows: Tensor, placement: Tensor, back: bool = False) -> Tensor:
+        """Rows [P] of `maps` [N, C, H, W], each stretched about its centre and then moved, as its placement [P] says.
+
+        With `back` the other way round, which undoes it but for what left the image and for rounding.  Pixels are those
+        nearest; beyond the border lies what lies at it.  Returns [P, C, H, W], channels last in memory.
+        """
+        n, c, h, w = maps.shape
+        across = 2 * self.max_shift + 1
+        stretch, shift = placement // self.shifts, placement % self.shifts
+        row = self._sources(h, stretch // len(self.scales), shift // across, back)  # [P, H]
+        column = self._sources(w, stretch % len(self.scales), shift % across, back)  # [P, W]
+        place = (rows[:, None, None] * h + row[:, :, None]) * w + column[:, None]  # [P, H, W]
+        # whose gradient adds up in a fixed order, fast where thousands of rows are short
+        return F.embedding(place, maps.permute(0, 2, 3, 1).reshape(n * h * w, c)).permute(0, 3, 1, 2)
+
+    def _sources(self, size: int, scale: Tensor, shift: Tensor, back: bool) -> Tensor:
+        """Along one axis: for each of `size` pixels the one that comes there, [P, size]."""
+        i, centre = torch.arange(size, device=scale.device), (size - 1) / 2
+        scales = torch.tensor(self.scales, device=scale.device, dtype=torch.float64)[scale, None]  # [P, 1]
+        by = shift[:, None] - self.max_shift
+        source = (i - centre) * scales + centre + by if back else (i - by - centre) / scales + centre
+        return source.round().long().clamp(0, size - 1)
+
+    def stretched(self, images: Tensor) -> Tensor:
+        """Images [G, M, H, W] with each stretch, not moved: [G, M, stretches, H, W]."""
+        each = torch.arange(self.stretches, device=images.device)
+        flat = images.flatten(0, 1).unsqueeze(1)
+        rows = torch.arange(len(flat), device=images.device).repeat_interleave(self.stretches)
+        placed = self.place(flat, rows, (each * self.shifts + self.shifts // 2).repeat(len(flat)))
+        return placed.view(*images.shape[:2], self.stretches, *images.shape[2:])
+
+
+class PlacementPrior(nn.Module):
+    """p(s), learned: that of the shift times that of the stretch."""
+
+    def __init__(self, placements: Placements) -> None:
+        super().__init__()
+        self.shift_logits = nn.Parameter(torch.zeros(placements.shifts))
+        self.stretch_logits = nn.Parameter(torch.zeros(placements.stretches)) if placements.stretches > 1 else None
+
+    def forward(self) -> Tensor:
+        """log p(s) [R]."""
+        shift = self.shift_logits.log_softmax(0)
+        if self.stretch_logits is None:
+            return shift
+        return (self.stretch_logits.log_softmax(0)[:, None] + shift).flatten()
+
+
+class PlacementPosterior(nn.Module):
+    """q(s|x,m): softmax of the correlation of features of x with features of m, placed by s, less their energy.
+
+    f(x)·f(m) - e/2 |f(m)|² is a squared distance where e = 1; e is learned.  Shifts do not change the energy.
+    """
+
+    def __init__(self, placements: Placements, channels: int = 4) -> None:
+        super().__init__()
+        self.placements = placements
+        self.features = nn.Conv2d(1, channels, 5, padding=2, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(-1.4))  # a third of a nat for a pixel of ink on ink
+        self.energy = nn.Parameter(torch.tensor(1.0)) if placements.stretches > 1 else None
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Targets [G, T, H, W] and memories [G, M, H, W] -> log q(s|x,m) [G, T, M, R]."""
+        stretched = self.placements.stretched(memory).flatten(1, 2)  # [G, M stretches, H, W]
+        x, m = (self.features(i.flatten(0, 1).unsqueeze(1)).unflatten(0, i.shape[:2]) for i in (x, stretched))
+        with torch.autocast(x.device.type, enabled=False):  # the products need all their digits
+            x, m = self._moved(x), m.flatten(2).to(x.dtype) * self.log_scale.exp()
+            products = (x.flatten(1, 2) @ m.transpose(1, 2)).unflatten(1, x.shape[1:3])  # [G, shifts, T, M stretches]
+            if self.energy is not None:
+                products = products - self.energy / 2 * (m.square().sum(2) / self.log_scale.exp())[:, None, None]
+        by_image = products.unflatten(3, (memory.shape[1], self.placements.stretches))  # [G, shifts, T, M, stretches]
+        return by_image.permute(0, 2, 3, 4, 1).flatten(3).log_softmax(-1)
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """Features x [G, T, C, H, W], moved by minus each shift: [G, shifts, T, C H W].
+
+        x · (m moved by d) = (x moved by -d) · m, and there are fewer targets than images with all their stretches.
+        """
+        (h, w), most = x.shape[-2:], self.placements.max_shift
+        padded = F.pad(x, (most,) * 4)
+        by = range(2 * most + 1)
+        return torch.stack([padded[..., i : i + h, j : j + w].flatten(2) for i in by for j in by], 1)

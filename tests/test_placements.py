@@ -1,0 +1,245 @@
+"""`max_shift` and `scales`: an address names an image of the memory, how it is stretched and by how much moved."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.config import small_config
+from helpers.program import main
+from test_latent_free import batch, log_likelihood
+from torch import Tensor
+from torch.distributions import Categorical
+
+from autoencoders.features import FeaturesAt
+from config import ConfigError
+from models.vma.model import VMA
+from models.vma.placements import PlacementPosterior, Placements
+from runtime.randomness import StepNoise
+from studies.classification import address_posterior
+
+LATENT_FREE = ("model.likelihood=causal", "model.latent_dim=0", "test_spec.metric=nll")
+
+
+def placed(image: Tensor, down: int, right: int, tall: float = 1, wide: float = 1) -> Tensor:
+    """[..., H, W], pixel by pixel: `tall` times as high, and then moved; beyond the border lies what lies at it."""
+    return _sampled(image, lambda i, c: (i - down - c) / tall + c, lambda j, c: (j - right - c) / wide + c)
+
+
+def placed_back(image: Tensor, down: int, right: int, tall: float = 1, wide: float = 1) -> Tensor:
+    """The same, undone: what lies where a pixel of the image comes to lie."""
+    return _sampled(image, lambda i, c: (i - c) * tall + c + down, lambda j, c: (j - c) * wide + c + right)
+
+
+def _sampled(image: Tensor, row: Callable[[int, float], float], column: Callable[[int, float], float]) -> Tensor:
+    h, w = image.shape[-2:]
+    out = torch.empty_like(image)
+    for i, j in itertools.product(range(h), range(w)):
+        source = round(row(i, (h - 1) / 2)), round(column(j, (w - 1) / 2))
+        out[..., i, j] = image[..., min(max(source[0], 0), h - 1), min(max(source[1], 0), w - 1)]
+    return out
+
+
+def every_placement(placements: Placements) -> list[tuple[int, int, float, float]]:
+    """Down, right, tall and wide of each."""
+    by, scales = range(-placements.max_shift, placements.max_shift + 1), placements.scales
+    return [(down, right, *stretch) for stretch in itertools.product(scales, scales) for down in by for right in by]
+
+
+@pytest.fixture(params=["model.scales=[1]", "model.scales=[0.6,1]"])
+def model(request: pytest.FixtureRequest, tiny_model: Callable[..., VMA]) -> VMA:
+    """With placements that are not equally likely: shifts by one pixel, and stretches."""
+    torch.manual_seed(0)
+    more = ("model.max_shift=1", request.param)
+    found = tiny_model(*more, latent=0, likelihood="causal", learned_prior=True, gain=0.5)
+    with torch.no_grad():
+        for logits in found.p_s.parameters():
+            logits.copy_(torch.randn_like(logits))
+    return found
+
+
+def log_p_of_placements(model: VMA) -> Tensor:
+    """log p(s) [R]: every stretch with every shift."""
+    shift = model.p_s.shift_logits.log_softmax(0)
+    if model.p_s.stretch_logits is None:
+        return shift
+    return torch.cat([stretch + shift for stretch in model.p_s.stretch_logits.log_softmax(0)])
+
+
+def one_by_one(model: VMA, x: Tensor, memory: Tensor) -> Tensor:
+    """p(a) p(x|m_a) in log, [A, G, T]: every image with every placement, then the dummies."""
+    p_x, every = model.p_x, every_placement(model.placements)
+    log_p_s = log_p_of_placements(model)
+    log_joint = []
+    for g, t in itertools.product(range(x.shape[0]), range(x.shape[1])):
+        target, of_target = x[g : g + 1, t : t + 1], []
+        log_p_slot = model.p_a(1, memory.shape[1]).logits.flatten()
+        for slot, image in enumerate(model.slot_images(memory)[g]):
+            vector, maps = model.encoder(image.unsqueeze(0))
+            parameters = p_x.decoder(p_x.memory_code(vector.relu()), p_x.decoder.precompute_skips(maps))
+            is_dummy = slot >= memory.shape[1]
+            for s, where in enumerate([(0, 0, 1.0, 1.0)] if is_dummy else every):
+                at = placed(parameters, *where)[None, None]
+                log_p_x = p_x.likelihood.log_prob(at, target, p_x.likelihood.context(target)).squeeze()
+                of_target.append(log_p_slot[slot] + (0 if is_dummy else log_p_s[s]) + log_p_x)
+        log_joint.append(torch.stack(of_target))
+    return torch.stack(log_joint, 1).unflatten(1, x.shape[:2])
+
+
+@torch.no_grad()
+def test_log_likelihood_is_the_sum_over_images_and_placements(model: VMA) -> None:
+    b = batch()
+    wanted = one_by_one(model, b.x, b.memory)
+    m = model.encode_memory(b.memory, precompute_features=True)
+    log_p, targets = model.log_likelihood(m, model.encode_targets(b.x, m))
+    torch.testing.assert_close(log_p, wanted.logsumexp(0), rtol=1e-10, atol=0)
+    posterior = (wanted - wanted.logsumexp(0)).movedim(0, -1)
+    torch.testing.assert_close(targets.q_a.logits, posterior, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(m.p_a.probs.sum(-1), torch.ones(2, 1, dtype=torch.float64))
+    found = model.explain(b.x, b.memory, StepNoise("cpu", 0), 1)
+    placements = len(model.placements)
+    of_images = posterior.exp()[..., : 3 * placements].unflatten(-1, (3, placements)).sum(-1)
+    assert found.p_a is not None
+    torch.testing.assert_close(found.p_a[..., :3], of_images, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(address_posterior(model, b.x, b.memory, StepNoise("cpu", 0), 1), found.p_a)
+    same = b.x_class.unsqueeze(2) == b.memory_class.unsqueeze(1)
+    accuracy = model.metrics(m, targets, b)["address_accuracy"]
+    torch.testing.assert_close(accuracy, (of_images * same).sum(-1), rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def test_weights_of_many_samples_average_to_the_sum(model: VMA) -> None:
+    """So p(a) and q(a|M,x) of image and placement are both normalised, and a slot is decoded as it was placed."""
+    b, k = batch(), 4000
+    model.q_s.log_scale.fill_(-5.0)  # undecided, else the weights have no variance to speak of
+    ratio = (model.log_weights(b.x, b.memory, StepNoise("cpu", 0), k) - log_likelihood(model, b)).exp()
+    assert ratio.std(0).max() > 0.01
+    assert ((ratio.mean(0) - 1).abs() <= 4.5 * ratio.std(0) / math.sqrt(k)).all()
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.7, 1.0, 1.5)])
+def test_placed_maps_and_their_gradient(scales: tuple[float, ...]) -> None:
+    torch.manual_seed(0)
+    placements, maps = Placements(2, scales), torch.randn(3, 2, 9, 8, dtype=torch.float64, requires_grad=True)
+    s = torch.arange(len(placements))
+    rows, every = s % 3, every_placement(placements)
+    wanted, undone = (
+        torch.stack([by(maps[row], *where) for row, where in zip(rows, every, strict=True)])
+        for by in (placed, placed_back)
+    )
+    found = placements.place(maps, rows, s)
+    assert torch.equal(found, wanted)
+    assert torch.equal(placements.place(maps, rows, s, back=True), undone)
+    assert torch.equal(placements.place(maps, rows, torch.full_like(rows, placements.identity)), maps[rows])
+    weights = torch.randn_like(found)
+    torch.testing.assert_close(
+        *(torch.autograd.grad((value * weights).sum(), maps)[0] for value in (found, wanted)), rtol=1e-12, atol=0
+    )
+
+
+def test_addresses_are_pairs_of_slot_and_placement() -> None:
+    assert every_placement(Placements(1, (0.5, 1.0)))[Placements(1, (0.5, 1.0)).identity] == (0, 0, 1, 1)
+    placements, images, dummies = Placements(1), 3, 2
+    a = torch.arange(images * 9 + dummies)
+    pairs = [(i, s) for i in range(images) for s in range(9)] + [(images + d, 4) for d in range(dummies)]
+    assert (
+        list(zip(placements.slot(a, images).tolist(), placements.placement(a, images).tolist(), strict=True)) == pairs
+    )
+    of_slots, log_p = Categorical(logits=torch.randn(2, 1, 5)), torch.randn(2, 4, 3, 9).log_softmax(-1)
+    joint = placements.joint(Categorical(logits=of_slots.logits.expand(2, 4, 5)), log_p, images)
+    torch.testing.assert_close(placements.of_slots(joint.probs, images), of_slots.probs.expand(2, 4, 5))
+    torch.testing.assert_close(joint.logits[..., 9:18], of_slots.logits[..., 1:2] + log_p[:, :, 1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scales", [(1.0,), (0.7, 1.0)])
+def test_placement_posterior_is_the_softmax_of_correlations_and_finds_a_placed_copy(scales: tuple[float, ...]) -> None:
+    torch.manual_seed(0)
+    placements = Placements(2, scales)
+    q_s, memory = PlacementPosterior(placements).double(), torch.zeros(1, 2, 20, 20, dtype=torch.float64)
+    memory[:, 0, 5:15, 8], memory[:, 0, 9, 6:14], memory[:, 1, 6:12, 6:12] = 1, 1, 1
+    copies = (2, -1, scales[0], 1.0), (-1, 0, scales[0], scales[0])
+    x = torch.stack([placed(memory[0, i], *where) for i, where in enumerate(copies)])[None]
+    log_q, every = q_s(x, memory), every_placement(placements)
+    f_x = q_s.features(x[0].unsqueeze(1))
+    for t, i in itertools.product(range(2), range(2)):
+        products = []
+        for down, right, *stretch in every:
+            f_m = q_s.features(placed(memory[0, i], 0, 0, *stretch)[None])
+            inside = torch.zeros_like(f_m)  # nothing comes in from beyond the border
+            for row, column in itertools.product(range(20), range(20)):
+                if 0 <= row - down < 20 and 0 <= column - right < 20:
+                    inside[:, row, column] = f_m[:, row - down, column - right]
+            energy = 0 if q_s.energy is None else q_s.energy / 2 * f_m.square().sum()
+            products.append(((f_x[t] * inside).sum() - energy) * q_s.log_scale.exp())
+        torch.testing.assert_close(log_q[0, t, i], torch.stack(products).log_softmax(0), rtol=1e-9, atol=1e-9)
+    assert [every[int(log_q[0, i, i].argmax())] for i in range(2)] == list(copies)
+
+
+@torch.no_grad()
+def test_the_sum_over_likeliest_addresses_is_a_bound(model: VMA) -> None:
+    b = batch()
+    m = model.encode_memory(b.memory)
+    targets, exact = model.encode_targets(b.x, m), log_likelihood(model, b)
+    order, log_joint = targets.q_a.logits.argsort(-1, descending=True), one_by_one(model, b.x, b.memory).movedim(0, -1)
+    addresses = 3 * len(model.placements) + 2
+    for n in (1, 5, addresses - 1, addresses, 1000):
+        model.summed_addresses = n
+        bound, found = model.log_likelihood(m, targets)
+        wanted = log_joint.gather(-1, order[..., :n]).logsumexp(-1)
+        torch.testing.assert_close(bound, wanted, rtol=1e-10, atol=0)
+        assert (bound <= exact + 1e-9).all()
+        assert (found.q_a.probs > 0).sum(-1).eq(min(n, addresses)).all()
+        assert model.metrics(m, found, b)["kl_a"].isfinite().all()
+    torch.testing.assert_close(bound, exact)
+
+
+def test_every_part_learns_by_vimco_and_pictures_show_slots(model: VMA) -> None:
+    b = batch(t=4)
+    model.loss(b, StepNoise("cpu", 0))[0].backward()
+    of_s = dict(model.p_s.named_parameters()) | dict(model.q_s.named_parameters())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in of_s.values())
+    samples, picked = model.sample(b.memory, StepNoise("cpu", 0), 20)
+    _, slots = model.reconstruct(b.x, b.memory, StepNoise("cpu", 0))
+    assert samples.shape[:2] == picked.shape == (20, 2)
+    assert picked.max() <= 4 and slots.max() <= 4
+
+
+@torch.no_grad()
+def test_pictures_are_drawn_from_the_placed_image(model: VMA) -> None:
+    b, (row, middle) = batch(g=1), (torch.tensor([[[1]]]), torch.tensor([[[model.placements.identity]]]))
+    features = model.encode_memory(b.memory, precompute_features=True).features
+    assert features is not None
+    z = torch.empty(1, 1, 1, 0, dtype=torch.float64)
+    plain = model.p_x.decode(z, FeaturesAt(features, row, middle))
+    assert torch.equal(plain, model.p_x.decode(z, FeaturesAt(features, row)))
+    found = model.p_x.decode(z, FeaturesAt(features, row, torch.tensor([[[6]]])))
+    assert torch.equal(found, placed(plain, *every_placement(model.placements)[6]))
+
+
+def test_it_trains_tests_and_begins_with_weights_without_placements(tmp_path: Path) -> None:
+    plain, shifted = tmp_path / "plain", tmp_path / "shifted"
+    assert main(plain, "--train", *LATENT_FREE, "train_spec.steps=2") == 0
+    begun = (*LATENT_FREE, "model.max_shift=1", "model.scales=[1,1.25]", "train_spec.steps=1", "train_spec.lr=1e-9")
+    bounded = ("test_spec.addresses=12", "test_spec.test_params.timesteps=[0, 3]")
+    assert main(shifted, "--train", "--test", "--sample", *begun, *bounded, f"train_spec.init_from={plain}/vma.pt") == 0
+    then, now = (torch.load(path / "vma.pt", weights_only=True)["model"] for path in (plain, shifted))
+    assert all((now[name] - then[name]).abs().max() < 1e-7 for name in then)
+    assert {name for name in now if name not in then} == {
+        *("p_s.shift_logits", "p_s.stretch_logits", "q_s.features.weight", "q_s.log_scale", "q_s.energy")
+    }
+    text = (shifted / "table.md").read_text()
+    assert "a bound of the log-likelihood, the sum over the 12 likeliest addresses" in text
+    assert main(plain, "--test", *LATENT_FREE, "model.max_shift=1") == 2  # other weights are needed
+
+
+def test_a_placement_needs_a_picked_image_and_the_image_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.max_shift: 2 moves .*, and model\.read soft picks none; use 0"):
+        small_config(tmp_path, "model.max_shift=2", "model.read=soft")
+    with pytest.raises(ConfigError, match=r"model\.scales: .* stretch the picked image, and .* picks none; use \[1\]"):
+        small_config(tmp_path, "model.scales=[0.8,1]", "model.read=soft")
+    for scales in ("[0.8,1.2]", "[1,1]"):
+        with pytest.raises(ConfigError, match=r"model\.scales: .* must contain 1, .* and no number twice"):
+            small_config(tmp_path, f"model.scales={scales}")
