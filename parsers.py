@@ -168,7 +168,7 @@ def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
     latent, hidden = model.latent_dim, model.head_hidden
     code = latent or model.matching_dim  # of the memory image
     features = 2 * code
-    placements = Placements(model.max_shift, tuple(model.scales))
+    placements = Placements(model.max_shift, model.scales)
     p_x = ImageLikelihood if latent else LatentFreeImageLikelihood
     return VMA(
         address_encoder=networks.address_encoder(side, model.matching_dim),

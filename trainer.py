@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from tqdm import tqdm
 
 from runtime import checkpoints
-from runtime.errors import NonFiniteError, PeerFailedError
+from runtime.errors import NonFiniteError, PeerFailedError, status_of
 from runtime.means import Means, Metrics
 from runtime.metric_logger import MetricLogger
 from runtime.processes import Processes
@@ -32,7 +32,12 @@ PREVIOUS_STATE = ".last-but-one.pt"  # for the case that a disk damages the last
 DAMAGED = ".damaged.pt"  # a last one that was not whole when it was read
 EVIDENCE = ".nonfinite.pt"  # the state before a step that gave NaN or Inf
 
+_FAILED = 1 << 10  # agreed on in place of a signal: something could not be read or written
+
 _REMEDY = "train anew (--restart) with a lower train_spec.lr or with train_spec.grad_clip=1"
+
+
+T = TypeVar("T")
 
 
 class Batches(Protocol):
@@ -120,6 +125,7 @@ class Trainer:
         self.progress = Progress()
         self.means = Means(processes.world)  # of the steps since the last row of the log
         self._saved_step = 0  # the step of the last state that was saved
+        self._failure: OSError | None = None  # what ends the training as soon as its state is saved
 
     @property
     def evaluated(self) -> nn.Module:
@@ -133,8 +139,8 @@ class Trainer:
             Stopped: a signal came, to any of the processes; the state is saved.
             NonFiniteError: loss or gradient is not finite, and the weights are left as they were before that step; or
                 the bound of the validation is not.  Files saved before stay.
-            OSError: a checkpoint could not be written, and the one before is intact; or something else failed, and the
-                state is saved, unless this is one of several processes.
+            OSError: a checkpoint could not be written, and the one before is intact; or something else could not be
+                read or written, and the state is saved.
             PeerFailedError, PeerLostError: another process could not go on.
         """
         progress, steps = self.progress.step, self.config.steps
@@ -146,16 +152,7 @@ class Trainer:
             "disable": not self.processes.main,
         }
         with self.stop.deferred(), tqdm(initial=progress, total=steps, **options) as bar:
-            try:
-                self._loop(logger, bar)
-            except Stopped:
-                self._save(logger)
-                raise
-            except OSError as error:
-                unwritten = error.filename in (str(self.checkpoint_path), str(self.state_path))
-                if not unwritten and self.processes.world == 1:  # of several, the others cannot be waited for
-                    self._save(logger)
-                raise
+            self._loop(logger, bar)
 
     def _loop(self, logger: MetricLogger, bar: tqdm) -> None:
         config, progress = self.config, self.progress
@@ -168,8 +165,9 @@ class Trainer:
             if validated or (progress.step % config.save_every == 0 and progress.step > self._saved_step):
                 self._save(logger)  # after a validation: otherwise resuming would log it again
             clock += time.monotonic() - paused
-            self._check_stop()
-            self.means.add(self.step())
+            batch = self._read(self.train, progress.step)
+            self._check_stop(logger)
+            self.means.add(self.step(batch))
             bar.update()
             if self._is_due(config.log_every):
                 means = self.means.pop(self.processes)  # waits for the device
@@ -180,6 +178,8 @@ class Trainer:
             self._check_last_weights()
             self.save_weights()
         self._save(logger)
+        if self._failure:
+            raise self._failure
 
     @torch.no_grad()
     def _validate_if_due(self, logger: MetricLogger) -> bool:
@@ -191,24 +191,45 @@ class Trainer:
             self._validate(self.validation, logger)
         self.progress.last_validated_step = step
         if self.processes.main:
-            self.log_images(self.evaluated, logger, step)
+            self._attempt(lambda: self.log_images(self.evaluated, logger, step))
         return self.validation is not None
 
     def _save(self, logger: MetricLogger) -> None:
         logger.flush()
         self.save_state()
 
-    def _check_stop(self) -> None:
-        """Raise Stopped, in all processes at the same point, if a signal came to one."""
-        if number := self.processes.all_reduce_max(self.stop.received):
-            raise Stopped(number)
+    def _attempt(self, action: Callable[[], T]) -> T | None:
+        """What `action` returns; an OSError of it waits until all processes can save and end together."""
+        try:
+            return action()
+        except OSError as error:
+            self._failure = error
+        return None
+
+    def _read(self, batches: Batches, number: int) -> Any:
+        """That batch; None where it cannot be read, and `_check_stop` will not return."""
+        return self._attempt(lambda: batches.at(number))
+
+    def _check_stop(self, logger: MetricLogger) -> None:
+        """Save the state and end, in all processes at the same point, if a signal or an OSError came to one.
+
+        Raises Stopped, or the OSError; in the other processes PeerFailedError.
+        """
+        if reason := self.processes.all_reduce_max(_FAILED if self._failure else self.stop.received):
+            self._save(logger)
+            if reason < _FAILED:
+                raise Stopped(reason)
+            raise self._failure or PeerFailedError(status_of(OSError()))
 
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step >= self.config.steps
 
-    def step(self) -> dict[str, Tensor]:
-        """One update of the weights; metrics [B] and, as scalars, loss and gradient norm.  Raises NonFiniteError."""
-        loss, norm, metrics = self.gradient()
+    def step(self, batch: Any = None) -> dict[str, Tensor]:
+        """One update of the weights; metrics [B] and, as scalars, loss and gradient norm.  Raises NonFiniteError.
+
+        A `batch` is that of the present step, where it has been read already.
+        """
+        loss, norm, metrics = self.gradient(batch)
         self._check_finite(loss, norm, metrics)
         self.optimizer.step()
         if self.scheduler is not None:
@@ -227,7 +248,7 @@ class Trainer:
         decay = min(self.config.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
         torch._foreach_lerp_(list(averaged.parameters()), list(self.model.parameters()), 1 - decay)
 
-    def gradient(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def gradient(self, batch: Any = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss, clipped gradient's norm before clipping, and metrics [B] of the present step; weights stay.
 
         Raises:
@@ -236,7 +257,8 @@ class Trainer:
         number = self.progress.step
         noise = StepNoise(self.device, self.config.seed, "train", number, shard=self.processes.shard)
         with self.processes.translate_peer_errors():
-            batch = self.train.at(number)  # not in bf16: augmentation computes with coordinates of pixels
+            if batch is None:
+                batch = self.train.at(number)  # not in bf16: augmentation computes with coordinates of pixels
             with self._autocast():
                 loss, metrics = self.loss(batch, noise) if number else self._first_loss(batch, noise)
             self.optimizer.zero_grad(set_to_none=True)
@@ -296,7 +318,7 @@ class Trainer:
 
     def _validate(self, validation: Batches, logger: MetricLogger) -> None:
         """Log the means of the validation, and save the weights if they are the best so far."""
-        step, values = self.progress.step, self._validation_means(validation)
+        step, values = self.progress.step, self._validation_means(validation, logger)
         logger.log_scalars("validation", step, values)
         if values["bound"] > self.progress.best:
             self.progress.best, self.progress.best_step = values["bound"], step
@@ -306,14 +328,19 @@ class Trainer:
             best = f"best bound {self.progress.best:.2f} nats at step {self.progress.best_step}"
             tqdm.write(f"step {step}: validation {shown}; {best}")
 
-    def _validation_means(self, validation: Batches) -> Metrics:
-        """Over `val_targets` targets, whose batches the processes share.  Raises NonFiniteError, Stopped."""
+    def _validation_means(self, validation: Batches, logger: MetricLogger) -> Metrics:
+        """Over `val_targets` targets, whose batches the processes share.
+
+        Raises NonFiniteError, and what `_check_stop` does.
+        """
         means = Means()
         batches = -(-self.config.val_targets // validation.batch_size)
         for first in range(0, batches, self.processes.world):
-            self._check_stop()
-            if (number := first + self.processes.rank) < batches:
-                noise, batch = StepNoise(self.device, self.config.seed, "validation", number), validation.at(number)
+            number = first + self.processes.rank
+            batch = self._read(validation, number) if number < batches else None
+            self._check_stop(logger)
+            if batch is not None:
+                noise = StepNoise(self.device, self.config.seed, "validation", number)
                 with self._autocast():
                     means.add(self.evaluated.loss(batch, noise)[1])  # type: ignore[operator]
         values = means.pop(self.processes)

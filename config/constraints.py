@@ -171,7 +171,10 @@ def _metric(model: ModelConfig, test_spec: TestSpec) -> Iterator[Problem]:
 
 def _scales(model: ModelConfig) -> Iterator[Problem]:
     if 1 not in model.scales or len(set(model.scales)) < len(model.scales):
-        yield "model.scales", f"{model.scales} must contain 1, which leaves an image as it is, and no number twice"
+        yield (
+            "model.scales",
+            f"{list(model.scales)} must contain 1, the image as it is, and no number twice",
+        )
 
 
 def _read(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:
@@ -182,7 +185,7 @@ def _read(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:
     if model.max_shift:
         yield "model.max_shift", f"{model.max_shift} moves the picked image, and model.read soft picks none; use 0"
     if len(model.scales) > 1:
-        yield "model.scales", f"{model.scales} stretch the picked image, and model.read soft picks none; use [1]"
+        yield "model.scales", f"{list(model.scales)} stretch the picked image, and model.read soft picks none; use [1]"
     for name, only in (("objective", "vimco"), ("gradient_samples", "all"), ("z_gradient", "standard")):
         if (value := getattr(train_spec, name)) != only:
             yield f"train_spec.{name}", f"{value} needs addresses, which model.read soft has none of; use {only}"

@@ -109,6 +109,9 @@ Steps: TypeAlias = Annotated[
     expected("a list of numbers of steps, such as [60000, 80000]", lambda value: isinstance(value, tuple) and value),
     BeforeValidator(_tuple),
 ]
+Scales: TypeAlias = Annotated[
+    tuple[Annotated[float, Field(ge=0.5, le=2)], ...], Field(max_length=9), BeforeValidator(_tuple)
+]
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], *_list_of(2, "two whole numbers, such as [48, 64]")]
 ThreeWidths: TypeAlias = Annotated[
     tuple[Positive, Positive, Positive], *_list_of(3, "three whole numbers, such as [32, 32, 64]")
@@ -240,9 +243,7 @@ class ModelConfig(Section):
     max_shift: Annotated[Natural, Field(le=8)] = key(
         0, "pixels by which an address may move what is made of the picked image, down and right"
     )
-    scales: Annotated[list[Annotated[float, Field(ge=0.5, le=2)]], Field(min_length=1, max_length=9)] = key(
-        [1.0], "by how much an address may stretch it, down and right each; 1 is one of them"
-    )
+    scales: Scales = key((1.0,), "by how much an address may stretch it, down and right each; 1 is one of them")
     head_hidden: Natural = key(0, "width of a hidden layer in q(z | x, m_a) and p(z | m_a); 0: linear, as published")
 
 

@@ -355,6 +355,36 @@ def test_a_full_disk_in_the_process_that_writes_stops_all(tmp_path: Path) -> Non
     assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] <= 6
 
 
+UNREADABLE = """
+import errno
+from data.episodes import EpisodeLoader
+original = EpisodeLoader.at
+def at(loader, step):
+    if rank == {rank} and (loader.subset, step) == {when}:
+        fault()
+        raise OSError(errno.EIO, "Input/output error", "drawings.npz")
+    return original(loader, step)
+EpisodeLoader.at = at
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "when", "saved"), [(0, ("train", 7), 7), (1, ("train", 7), 7), (1, ("validation", 1), 6)]
+)
+def test_what_else_fails_in_one_saves_the_training_first(
+    tmp_path: Path, two: Path, rank: int, when: tuple[str, int], saved: int
+) -> None:
+    source = UNREADABLE.format(rank=rank, when=when)
+    code, _, err = finish(start_together(2, *script(tmp_path, source, *RUN, "train_spec.save_every=100")))
+    assert code == 1 and since_the_fault(tmp_path) < 30
+    assert "drawings.npz: Input/output error" in err and "Traceback" not in err
+    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == saved
+    assert run(tmp_path, 2, *RUN, "train_spec.save_every=100")[0] == 0
+    assert curves(tmp_path) == curves(two)
+    assert same_end(tmp_path, two)
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
 )
