@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,8 @@ def build_trainer(session: Session, announce: bool = False) -> Trainer:
     """
     config, spec, device = session.config, session.config.train_spec, session.device_for(session.config.train_spec)
     torch.backends.cudnn.allow_tf32 = True  # an earlier test of this process may have turned it off
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; deterministic needs it
+    torch.use_deterministic_algorithms(spec.deterministic, warn_only=True)
     Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood; the first step has it
     # Optimizers import this, which takes as long as unpacking the images does.
     threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()

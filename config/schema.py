@@ -396,6 +396,7 @@ class TrainSpec(Section):
         "all", "samples the gradient goes through: all K, or 1, drawn by its weight"
     )
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks in training")
+    deterministic: bool = key(False, "a GPU repeats a training bit for bit, which a CPU always does; slower")
     grad_clip: Annotated[float, Field(gt=0)] | None = key(None, "largest norm of the gradient")
     ema_decay: float = key(0.0, "of the moving average of the weights that is tested; 0: off", ge=0, lt=1)
     warmup: Natural = key(0, "steps over which the learning rate rises to lr")

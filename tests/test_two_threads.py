@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import CPU, ROOT
 from helpers.logs import same_end
-from helpers.program import finish, start
+from helpers.program import finish, main, start
 from torch import Tensor
 
 import config as configuration
@@ -21,11 +21,11 @@ DRAWN = (
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml") if "45-5" not in path.name)
 
 
-def gradients(config: configuration.Config) -> dict[str, Tensor]:
+def gradients(config: configuration.Config, device: torch.device = CPU) -> dict[str, Tensor]:
     """Of the second step: that of the first is the same however distributions are checked."""
-    model = parsers.build_model(config, CPU)
-    loader = parsers.train_loader(config, parsers.training_images(config, CPU))
-    model.loss(loader.at(1), StepNoise(CPU, 0, "train", 1))[0].backward()
+    model = parsers.build_model(config, device)
+    loader = parsers.train_loader(config, parsers.training_images(config, device))
+    model.loss(loader.at(1), StepNoise(device, 0, "train", 1))[0].backward()
     return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
@@ -42,16 +42,39 @@ def test_the_gradient_of_every_configuration_is_the_same_each_time(name: str) ->
         assert [key for key in once if not torch.equal(once[key], again[key])] == []
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_gpu_repeats_the_gradient_where_it_is_told_to(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # without warn_only: an operation that cannot be is an error here
+    try:
+        config = configuration.load(ROOT / "configs" / name, DRAWN)
+        once, again = (gradients(config, torch.device("cuda")) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert once.keys() == again.keys()
+    assert [key for key in once if not torch.equal(once[key], again[key])] == []
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_training_takes_deterministic_operations_where_it_is_told_to(tmp_path: Path, wanted: bool) -> None:
+    try:
+        assert main(tmp_path, "--train", "train_spec.steps=1", f"train_spec.deterministic={str(wanted).lower()}") == 0
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 _KILLED = """
 import os, signal, sys
 import run, trainer
 
 step = trainer.Trainer.step
 
-def dies(trainer):
+def dies(trainer, batch):
     if trainer.progress.step == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(trainer)
+    return step(trainer, batch)
 
 trainer.Trainer.step = dies
 run.standalone(run.main, sys.argv[1:])

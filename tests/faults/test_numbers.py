@@ -22,11 +22,11 @@ def break_at(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> list[dict
     real_step, real_loss = Trainer.step, VMA.loss
     now, seen = [-1], []
 
-    def noted(trainer: Trainer) -> dict[str, Tensor]:
+    def noted(trainer: Trainer, batch: object) -> dict[str, Tensor]:
         now[0] = trainer.progress.step
         seen.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
         try:
-            return real_step(trainer)
+            return real_step(trainer, batch)
         finally:
             seen.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
             now[0] = -1
