@@ -186,6 +186,7 @@ def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
         gradient_samples=spec.gradient_samples,
         placements=placements,
         summed_addresses=config.test_spec.addresses,
+        address_rounds=config.test_spec.address_rounds,
     )
 
 

@@ -167,6 +167,9 @@ def _metric(model: ModelConfig, test_spec: TestSpec) -> Iterator[Problem]:
     if test_spec.addresses and metric != "nll":
         text = f"{test_spec.addresses} of the addresses are summed over by metric nll, and this is {metric}"
         yield "test_spec.addresses", f"{text}; use null, or metric nll"
+    if (rounds := test_spec.address_rounds) > (test_spec.addresses or 1):
+        text = f"{rounds} rounds cannot be made of test_spec.addresses {test_spec.addresses}"
+        yield "test_spec.address_rounds", f"{text}; use 1, or more addresses than rounds"
 
 
 def _scales(model: ModelConfig) -> Iterator[Problem]:

@@ -426,6 +426,9 @@ class TestSpec(Section):
     addresses: Positive | None = key(
         None, "of nll, sum over so many addresses only, the likeliest under q(a | M, x): a bound; null: all"
     )
+    address_rounds: Positive = key(
+        1, "in which they are chosen; later ones also by what q(a | M, x) was wrong about near those before"
+    )
     targets: Positive | None = key(None, "targets per cell, spread evenly over classes; null: every image once")
     subset: Literal["test", "train", "held_out"] = key("test", "the classes of targets and memories")
     own_class: bool = key(True, "false: a control, memories of other classes only")

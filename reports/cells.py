@@ -171,6 +171,8 @@ def log_likelihood_of(config: Config) -> str:
     """Whether it is exact."""
     if (n := config.test_spec.addresses) is None:
         return "the log-likelihood, an exact sum over addresses"
+    if (rounds := config.test_spec.address_rounds) > 1:
+        return f"a bound of the log-likelihood, the sum over {n} likely addresses, found in {rounds} rounds"
     return f"a bound of the log-likelihood, the sum over the {n} likeliest addresses"
 
 

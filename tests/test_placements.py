@@ -139,6 +139,20 @@ def test_placed_maps_and_their_gradient(scales: tuple[float, ...]) -> None:
     )
 
 
+def test_distances_between_addresses() -> None:
+    placements, images, dummies = Placements(1, (0.5, 1.0, 2.0)), 2, 2
+    slots = [slot for slot in range(images) for _ in range(len(placements))] + [2, 3]
+    every = every_placement(placements) * images + [(0, 0, 1.0, 1.0)] * dummies
+    wanted = torch.zeros(len(every), len(every))
+    for (i, a), (j, b) in itertools.product(enumerate(every), repeat=2):
+        moved = sum(abs(a[k] - b[k]) for k in (0, 1))
+        scaled = sum(abs(math.log2(a[k]) - math.log2(b[k])) for k in (2, 3))  # these scales are powers of two
+        wanted[i, j] = moved + 2 * scaled + 5 * (slots[i] != slots[j])
+    all_of_them = torch.arange(len(every)).view(-1, 1, 1).expand(-1, 1, 2)
+    found = placements.distances(all_of_them, len(every), images)
+    torch.testing.assert_close(found, wanted.expand(1, 2, -1, -1))
+
+
 def test_addresses_are_pairs_of_slot_and_placement() -> None:
     assert every_placement(Placements(1, (0.5, 1.0)))[Placements(1, (0.5, 1.0)).identity] == (0, 0, 1, 1)
     placements, images, dummies = Placements(1), 3, 2
@@ -193,6 +207,13 @@ def test_the_sum_over_likeliest_addresses_is_a_bound(model: VMA) -> None:
         assert (bound <= exact + 1e-9).all()
         assert (found.q_a.probs > 0).sum(-1).eq(min(n, addresses)).all()
         assert model.metrics(m, found, b)["kl_a"].isfinite().all()
+        model.address_rounds = min(3, n)
+        searched, found = model.log_likelihood(m, targets)
+        model.address_rounds = 1
+        here = found.q_a.probs > 0
+        assert here.sum(-1).eq(min(n, addresses)).all()
+        wanted = log_joint.masked_fill(~here, -math.inf).logsumexp(-1)
+        torch.testing.assert_close(searched, wanted, rtol=1e-10, atol=0)
     torch.testing.assert_close(bound, exact)
 
 

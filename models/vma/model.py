@@ -26,6 +26,7 @@ from models.vma.distributions import AddressPosterior, AddressPrior, LatentPoste
 from models.vma.likelihood import ImageLikelihood
 from models.vma.placements import PlacementPosterior, PlacementPrior, Placements
 from models.vma.sampling import apply_dreg, detached, reattach_sample, sample_categorical, sample_normal
+from models.vma.search import search
 
 DECODES_AT_ONCE = 8192
 
@@ -121,6 +122,7 @@ class VMA(MemoryModel):
         gradient_samples: through how many samples of a target the gradient goes: "all", or 1.
         placements: of picked images; with more than one, `p_s` and `q_s` are their distributions.
         summed_addresses: how many addresses `log_likelihood` sums over; None: all.
+        address_rounds: in how many rounds it searches for them.
     """
 
     def __init__(
@@ -141,12 +143,14 @@ class VMA(MemoryModel):
         gradient_samples: int | str = "all",
         placements: Placements = Placements(),
         summed_addresses: int | None = None,
+        address_rounds: int = 1,
     ) -> None:
         super().__init__()
         self.address_encoder, self.encoder = address_encoder, encoder
         self.p_a, self.p_z, self.p_x = p_a, p_z, p_x
         self.q_a, self.q_z, self.latent = q_a, q_z, q_z.head.latent
-        self.placements, self.summed_addresses = placements, summed_addresses
+        self.placements = placements
+        self.summed_addresses, self.address_rounds = summed_addresses, address_rounds
         if len(placements) > 1:
             self.p_s, self.q_s = PlacementPrior(placements), PlacementPosterior(placements)
         # Small noise: dummies that start equal have equal gradients and never separate.
@@ -245,11 +249,6 @@ class VMA(MemoryModel):
         a = a.view(-1, 1, 1).expand(-1, *targets.x.shape[:2])
         return Addresses(a, self.features_at(a, m), m.p_a, None)
 
-    def likeliest_addresses(self, m: EncodedMemory, targets: EncodedTargets, n: int) -> Addresses:
-        """The n addresses of largest q(a|M,x), or all: a [n, G, T]."""
-        a = targets.q_a.logits.topk(min(n, targets.q_a.logits.shape[-1])).indices.movedim(-1, 0)
-        return Addresses(a, self.features_at(a, m), m.p_a, None)
-
     def importance_samples(self, x: Tensor, m: EncodedMemory, targets: EncodedTargets, noise: Noise, k: int) -> Samples:
         """K samples (a, z) ~ q(a|M,x) q(z|x,m_a) for each target x [G, T, H, W]."""
         return self.samples_at(self.sample_addresses(m, targets, noise, k), targets, noise)
@@ -293,23 +292,33 @@ class VMA(MemoryModel):
     def log_likelihood(self, m: EncodedMemory, targets: EncodedTargets) -> tuple[Tensor, EncodedTargets]:
         """log p(x|M) = log sum_a p(a|M) p(x|m_a), [G, T], nats; and the targets with p(a|M,x) as their q(a|M,x).
 
-        With `summed_addresses` a bound from below, the sum over those that q(a|M,x) finds likeliest.
+        With `summed_addresses` a bound from below, the sum over so many that are likely.
 
         Raises:
             NotImplementedError: where there is a z.
         """
         if self.latent:
             return super().log_likelihood(m, targets)
-        n = self.summed_addresses
-        a = self.every_address(m, targets, 1) if n is None else self.likeliest_addresses(m, targets, n)
-        return self._sum(a, targets)
+        return self._sum(m, targets, self.summed_addresses)
 
-    def _sum(self, a: Addresses, targets: EncodedTargets) -> tuple[Tensor, EncodedTargets]:
-        """log sum_a p(a|M) p(x|m_a) over these addresses [n, G, T], and the targets with each one's part of it."""
-        z = targets.x.new_empty(*a.a.shape, 0)
-        log_joint = (self._log_p_x(targets, z, a.m_a) + a.log_p_a).double()
-        of_all = log_joint.new_full((a.p_a.logits.shape[-1], *a.a.shape[1:]), -math.inf).scatter(0, a.a, log_joint)
+    def _sum(self, m: EncodedMemory, targets: EncodedTargets, most: int | None) -> tuple[Tensor, EncodedTargets]:
+        """`log_likelihood`, of at most so many addresses."""
+        every = m.p_a.logits.shape[-1]
+        n = every if most is None else min(most, every)
+        a, log_joint = search(
+            targets.q_a.logits,
+            log_joint=lambda a: self._log_joint(a, m, targets),
+            distances=lambda a: self.placements.distances(a, every, m.size),
+            n=n,
+            rounds=self.address_rounds if n < every else 1,
+        )
+        of_all = log_joint.new_full((every, *a.shape[1:]), -math.inf).scatter(0, a, log_joint)
         return log_joint.logsumexp(0), replace(targets, q_a=Categorical(logits=of_all.movedim(0, -1)))
+
+    def _log_joint(self, a: Tensor, m: EncodedMemory, targets: EncodedTargets) -> Tensor:
+        """log p(a|M) p(x|m_a) of addresses [n, G, T], where there is no z."""
+        at = Addresses(a, self.features_at(a, m), m.p_a, None)
+        return (self._log_p_x(targets, targets.x.new_empty(*a.shape, 0), at.m_a) + at.log_p_a).double()
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -380,7 +389,7 @@ class VMA(MemoryModel):
         m = self.encode_memory(memory, precompute_features=True)
         targets = self.encode_targets(x, m)
         if not self.latent:
-            log_p, targets = self._sum(self.every_address(m, targets, 1), targets)
+            log_p, targets = self._sum(m, targets, None)
             return Explanation(log_p, self.placements.of_slots(targets.q_a.probs, m.size), None)
         s = self.importance_samples(x, m, targets, noise, k)
         picked = F.one_hot(s.a, m.slots.shape[1])  # [K, G, T, S]

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
+_SCALE, _OTHER_IMAGE = 2, 5  # as far as so many pixels
+
 
 @dataclass(frozen=True)
 class Placements:
@@ -48,6 +50,22 @@ class Placements:
     def placement(self, a: Tensor, images: int) -> Tensor:
         """The placements of addresses."""
         return torch.where(a < images * len(self), a % len(self), self.identity)
+
+    def distances(self, a: Tensor, addresses: int, images: int) -> Tensor:
+        """Of each of so many addresses to a [E, G, T]: the pixels and the scales between them, [G, T, addresses, E].
+
+        Another image is `_OTHER_IMAGE` away.
+        """
+
+        def where(a: Tensor) -> Tensor:
+            stretch, shift = (s := self.placement(a, images)) // self.shifts, s % self.shifts
+            n, across = len(self.scales), 2 * self.max_shift + 1
+            steps = stretch // n * _SCALE, stretch % n * _SCALE, shift // across, shift % across
+            return torch.stack(steps, -1).float()
+
+        every, a = torch.arange(addresses, device=a.device), a.movedim(0, -1)
+        other = self.slot(every, images)[:, None] != self.slot(a, images)[..., None, :]
+        return torch.cdist(where(every), where(a), p=1) + other * _OTHER_IMAGE
 
     def of_slots(self, p: Tensor, images: int) -> Tensor:
         """Probabilities of addresses [..., A] -> of slots [..., S]."""
