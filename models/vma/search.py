@@ -17,25 +17,23 @@ def search(
     The first n / rounds are those of largest q(a|M,x).  After them log q is corrected, for every other address, by the
     error that it had at those evaluated, which counts the more the nearer they are:
 
-        log q(a|M,x) + sum_e w_ae (log p(x,e|M) - log q(e|M,x))        w_ae = softmax_e(-distance(a,e))
+        log q(a|M,x) + sum_e w_ae (log p(x,e|M) - log q(e|M,x))        w_ae ~ exp(-distance(a,e))
 
     Args:
         log_q: log q(a|M,x), [G, T, A].
         log_joint: addresses [k, G, T] -> log p(x,a|M), [k, G, T].
         distances: addresses [E, G, T] -> of every address to each, [G, T, A, E].
     """
-    predicted, found, values = log_q, list[Tensor](), list[Tensor]()
+    left, weight, error = log_q, torch.zeros_like(log_q), torch.zeros_like(log_q)
+    found, values = list[Tensor](), list[Tensor]()
     for round_ in torch.arange(n).tensor_split(rounds):
-        if found:
-            predicted = _corrected(log_q, torch.cat(found), torch.cat(values), distances)
-        found.append(predicted.topk(len(round_)).indices.movedim(-1, 0))
+        predicted = left + error / weight if found else left
+        each = predicted.topk(len(round_)).indices  # [G, T, E]
+        found.append(each.movedim(-1, 0))
         values.append(log_joint(found[-1]))
+        left = left.scatter(-1, each, -torch.inf)
+        if rounds > 1:
+            w = (-distances(found[-1])).exp()
+            weight = weight + w.sum(-1)
+            error = error + (w * (values[-1].movedim(0, -1) - log_q.gather(-1, each)).unsqueeze(-2)).sum(-1)
     return torch.cat(found), torch.cat(values)
-
-
-def _corrected(log_q: Tensor, found: Tensor, values: Tensor, distances: Callable[[Tensor], Tensor]) -> Tensor:
-    """log q(a|M,x) and its expected error; minus infinity where a was found, [G, T, A]."""
-    each = found.movedim(0, -1)  # [G, T, E]
-    error = values.movedim(0, -1) - log_q.gather(-1, each)
-    weights = (-distances(found)).softmax(-1)
-    return (log_q + (weights * error.unsqueeze(-2)).sum(-1)).scatter(-1, each, -torch.inf)

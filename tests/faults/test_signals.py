@@ -53,7 +53,9 @@ def test_a_signal_to_a_training_saves_it(tmp_path: Path, whole: Path, number: si
     assert status == 128 + number
     assert "Traceback" not in err
     assert f"stopped by {number.name}; resume with: python run.py --config" in err
-    assert checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 10  # the step is finished
+    assert (
+        checkpoints.load(tmp_path / "vma.last.pt")["progress"]["step"] == 9
+    )  # before the step whose batch it was reading
     assert main(tmp_path, "--train", *LONG) == 0  # the lock died with the process
     assert curves(tmp_path) == curves(whole)
     assert same_end(tmp_path, whole)
