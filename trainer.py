@@ -36,7 +36,6 @@ _FAILED = 1 << 10  # agreed on in place of a signal: something could not be read
 
 _REMEDY = "train anew (--restart) with a lower train_spec.lr or with train_spec.grad_clip=1"
 
-
 T = TypeVar("T")
 
 

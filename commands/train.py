@@ -80,7 +80,8 @@ def build_trainer(session: Session, announce: bool = False) -> Trainer:
     """
     config, spec, device = session.config, session.config.train_spec, session.device_for(session.config.train_spec)
     torch.backends.cudnn.allow_tf32 = True  # an earlier test of this process may have turned it off
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; deterministic needs it
+    if spec.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not; read when that starts
     torch.use_deterministic_algorithms(spec.deterministic, warn_only=True)
     Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood; the first step has it
     # Optimizers import this, which takes as long as unpacking the images does.

@@ -168,16 +168,13 @@ def _metric(model: ModelConfig, test_spec: TestSpec) -> Iterator[Problem]:
         text = f"{test_spec.addresses} of the addresses are summed over by metric nll, and this is {metric}"
         yield "test_spec.addresses", f"{text}; use null, or metric nll"
     if (rounds := test_spec.address_rounds) > (test_spec.addresses or 1):
-        text = f"{rounds} rounds cannot be made of test_spec.addresses {test_spec.addresses}"
-        yield "test_spec.address_rounds", f"{text}; use 1, or more addresses than rounds"
+        text = f"{rounds} rounds need as many addresses, and test_spec.addresses is {test_spec.addresses or 'null'}"
+        yield "test_spec.address_rounds", f"{text}; use 1, or at least {rounds} addresses"
 
 
 def _scales(model: ModelConfig) -> Iterator[Problem]:
     if 1 not in model.scales or len(set(model.scales)) < len(model.scales):
-        yield (
-            "model.scales",
-            f"{list(model.scales)} must contain 1, the image as it is, and no number twice",
-        )
+        yield "model.scales", f"{list(model.scales)} must contain 1, the image as it is, and no number twice"
 
 
 def _read(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:

@@ -58,10 +58,8 @@ class Placements:
         """
 
         def where(a: Tensor) -> Tensor:
-            stretch, shift = (s := self.placement(a, images)) // self.shifts, s % self.shifts
-            n, across = len(self.scales), 2 * self.max_shift + 1
-            steps = stretch // n * _SCALE, stretch % n * _SCALE, shift // across, shift % across
-            return torch.stack(steps, -1).float()
+            tall, wide, down, right = self._steps(self.placement(a, images))
+            return torch.stack([tall * _SCALE, wide * _SCALE, down, right], -1).float()
 
         every, a = torch.arange(addresses, device=a.device), a.movedim(0, -1)
         other = self.slot(every, images)[:, None] != self.slot(a, images)[..., None, :]
@@ -84,13 +82,17 @@ class Placements:
         nearest; beyond the border lies what lies at it.  Returns [P, C, H, W], channels last in memory.
         """
         n, c, h, w = maps.shape
-        across = 2 * self.max_shift + 1
-        stretch, shift = placement // self.shifts, placement % self.shifts
-        row = self._sources(h, stretch // len(self.scales), shift // across, back)  # [P, H]
-        column = self._sources(w, stretch % len(self.scales), shift % across, back)  # [P, W]
+        tall, wide, down, right = self._steps(placement)
+        row, column = self._sources(h, tall, down, back), self._sources(w, wide, right, back)  # [P, H], [P, W]
         place = (rows[:, None, None] * h + row[:, :, None]) * w + column[:, None]  # [P, H, W]
         # whose gradient adds up in a fixed order, fast where thousands of rows are short
         return F.embedding(place, maps.permute(0, 2, 3, 1).reshape(n * h * w, c)).permute(0, 3, 1, 2)
+
+    def _steps(self, placement: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The numbers of the scales of height and width, and of the shifts down and right."""
+        stretch, shift = placement // self.shifts, placement % self.shifts
+        n, across = len(self.scales), 2 * self.max_shift + 1
+        return stretch // n, stretch % n, shift // across, shift % across
 
     def _sources(self, size: int, scale: Tensor, shift: Tensor, back: bool) -> Tensor:
         """Along one axis: for each of `size` pixels the one that comes there, [P, size]."""

@@ -25,15 +25,15 @@ def search(
         distances: addresses [E, G, T] -> of every address to each, [G, T, A, E].
     """
     left, weight, error = log_q, torch.zeros_like(log_q), torch.zeros_like(log_q)
-    found, values = list[Tensor](), list[Tensor]()
+    predicted, found, values = log_q, list[Tensor](), list[Tensor]()
     for round_ in torch.arange(n).tensor_split(rounds):
-        predicted = left + error / weight if found else left
-        each = predicted.topk(len(round_)).indices  # [G, T, E]
-        found.append(each.movedim(-1, 0))
-        values.append(log_joint(found[-1]))
-        left = left.scatter(-1, each, -torch.inf)
-        if rounds > 1:
+        if found:
+            each = found[-1].movedim(0, -1)  # [G, T, E]
             w = (-distances(found[-1])).exp()
             weight = weight + w.sum(-1)
             error = error + (w * (values[-1].movedim(0, -1) - log_q.gather(-1, each)).unsqueeze(-2)).sum(-1)
+            left = left.scatter(-1, each, -torch.inf)
+            predicted = left + error / weight
+        found.append(predicted.topk(len(round_)).indices.movedim(-1, 0))
+        values.append(log_joint(found[-1]))
     return torch.cat(found), torch.cat(values)
