@@ -18,13 +18,13 @@ MAY_CHANGE_ON_RESUME = (
 # What must agree between a checkpoint and the config that begins with its weights.
 INITIAL_KEYS = (
     "model.kind", "model.read", "model.autoencoder", "model.likelihood", "model.latent_dim", "model.matching_dim",
-    "model.num_dummies", "model.address_prior", "model.address_scale", "model.head_hidden", "model.causal",
-    "test_data.resize",
+    "model.num_dummies", "model.address_prior", "model.address_scale", "model.head_hidden",
+    "model.causal.trunk_channels", "model.causal.fusion_channels", "model.causal.attention", "test_data.resize",
 )  # fmt: skip
 
 # What must agree between a checkpoint and the config it is tested with; classes of one split's test are among those of
 # the other's training.
-MODEL_KEYS = (*INITIAL_KEYS, "model.max_shift", "model.scales", "test_data.resample", "test_data.split")
+MODEL_KEYS = (*INITIAL_KEYS, "model.causal", "model.max_shift", "model.scales", "test_data.resample", "test_data.split")
 
 # What chooses the classes that are trained on and held out.
 HELD_OUT_KEYS = (

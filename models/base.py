@@ -81,6 +81,10 @@ class Likelihood(nn.Module, ABC):
     def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
         """An image drawn from p(x|parameters): [..., C, H, W] -> [..., H, W]."""
 
+    def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights to begin a training with that goes on from `weights`."""
+        return dict(weights)
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -143,7 +147,7 @@ class MemoryModel(nn.Module, ABC):
         """Pictures [G, T, H, W] given latents inferred from x [G, T, H, W], and the slots [G, T]; None: no slots."""
 
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights to begin a training with that goes on from `weights`, those of a model of the same sizes."""
+        """The weights to begin a training with that goes on from `weights`."""
         return dict(weights)
 
     def slot_images(self, memory: Tensor) -> Tensor:

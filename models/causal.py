@@ -10,6 +10,8 @@ et al. 2016, "Pixel recurrent neural networks", arXiv 1601.06759.
 last inside this module.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,6 +108,13 @@ class CausalLikelihood(Likelihood):
         self.logit = nn.Linear(fusion_channels, 1)
         nn.init.constant_(self.logit.bias, -2.0)  # most pixels are paper
 
+    def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`weights`, perhaps of a shallower one; the blocks it lacks change nothing yet (Chen et al. 2016, Net2Net)."""
+        given = {_block(name) for name in weights}
+        blocks = {name: w for name, w in self.state_dict().items() if name.startswith(("trunk.", "fusion."))}
+        new = {name: w for name, w in blocks.items() if _block(name) not in given}
+        return {name: torch.zeros_like(w) if ".mix." in name else w for name, w in new.items()} | dict(weights)
+
     def context(self, x: Tensor) -> Tensor:
         """What each pixel sees of those before it: [G, T, H, W] -> [G, T, H, W, ...]."""
         return self._trunk(x.flatten(0, 1).unsqueeze(-1)).unflatten(0, x.shape[:2])
@@ -180,3 +189,8 @@ class CausalLikelihood(Likelihood):
                 image[at] = (uniform[at] < probability[at]).to(uniform.dtype)
                 drawn.window(self.first, x)  # replaces the empty pixel by the drawn one
         return image, probability
+
+
+def _block(name: str) -> tuple[str, ...]:
+    """The block that a weight belongs to, "trunk.0.mix.weight" -> ("trunk", "0")."""
+    return tuple(name.split(".")[:2])

@@ -61,6 +61,22 @@ def test_no_pixel_depends_on_itself_or_later_ones(attention: int) -> None:
         assert (neighbour != 0).double().mean() > (0.7 if attention else 0.9)
 
 
+def test_new_blocks_change_nothing_and_can_learn() -> None:
+    deep, shallow = toy(), CausalLikelihood(6, 1, fusion_channels=4, fusion_blocks=0).double()
+    draw_weights(shallow, 1.0, but="log_precision")
+    deep.load_state_dict(deep.adapted(shallow.state_dict()))
+    parameters, x = parameters_for(deep, 1, 1, 3, 5, 5), (torch.rand(1, 3, 5, 5) < 0.5).double()
+    log_p, before = (of.log_prob(parameters, x, of.context(x)) for of in (deep, shallow))
+    assert torch.equal(log_p, before)
+    log_p.sum().backward()
+    for block in (deep.trunk[1], *deep.fusion):
+        assert block.mix.weight.grad.abs().max() > 1e-3, "a step moves it"
+        assert block.masked.weight.abs().max() > 0, "and then the rest of it"
+    with pytest.raises(RuntimeError, match=r"Missing.*trunk\.0\.mix\.bias"):  # no new block, but a damaged one
+        damaged = {name: w for name, w in shallow.state_dict().items() if name != "trunk.0.mix.bias"}
+        deep.load_state_dict(deep.adapted(damaged))
+
+
 @with_attention
 def test_probabilities_of_all_images_sum_to_one(attention: int) -> None:
     likelihood = toy(gain=2.0, attention=attention)

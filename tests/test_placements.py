@@ -240,20 +240,30 @@ def test_pictures_are_drawn_from_the_placed_image(model: VMA) -> None:
     assert torch.equal(found, placed(plain, *every_placement(model.placements)[6]))
 
 
-def test_it_trains_tests_and_begins_with_weights_without_placements(tmp_path: Path) -> None:
+def test_it_trains_tests_and_begins_with_weights_without_placements_and_with_fewer_blocks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain, shifted = tmp_path / "plain", tmp_path / "shifted"
     assert main(plain, "--train", *LATENT_FREE, "train_spec.steps=2") == 0
-    begun = (*LATENT_FREE, "model.max_shift=1", "model.scales=[1,1.25]", "train_spec.steps=1", "train_spec.lr=1e-9")
+    deeper = "model.causal={trunk_blocks: 4, fusion_blocks: 3}"
+    where = ("model.max_shift=1", "model.scales=[1,1.25]", deeper)
+    begun = (*LATENT_FREE, *where, "train_spec.steps=1", "train_spec.lr=1e-9")
     bounded = ("test_spec.addresses=12", "test_spec.test_params.timesteps=[0, 3]")
     assert main(shifted, "--train", "--test", "--sample", *begun, *bounded, f"train_spec.init_from={plain}/vma.pt") == 0
     then, now = (torch.load(path / "vma.pt", weights_only=True)["model"] for path in (plain, shifted))
     assert all((now[name] - then[name]).abs().max() < 1e-7 for name in then)
-    assert {name for name in now if name not in then} == {
+    new_blocks = ("p_x.likelihood.trunk.3.", "p_x.likelihood.fusion.2.")
+    assert {name for name in now if name not in then and not name.startswith(new_blocks)} == {
         *("p_s.shift_logits", "p_s.stretch_logits", "q_s.features.weight", "q_s.log_scale", "q_s.energy")
     }
     text = (shifted / "table.md").read_text()
     assert "a bound of the log-likelihood, the sum over the 12 likeliest addresses" in text
-    assert main(plain, "--test", *LATENT_FREE, "model.max_shift=1") == 2  # other weights are needed
+    for other in ("model.max_shift=1", deeper):
+        assert main(plain, "--test", *LATENT_FREE, other) == 2  # other weights are needed
+    shallow = ("model.causal={trunk_blocks: 4, fusion_blocks: 2}", f"train_spec.init_from={shifted}/vma.pt")
+    capsys.readouterr()
+    assert main(tmp_path / "shallow", "--train", *LATENT_FREE, *shallow) == 2
+    assert "model.causal.fusion_blocks: 3 in the checkpoint, 2 now; blocks can be added, but" in capsys.readouterr().err
 
 
 def test_a_placement_needs_a_picked_image_and_the_image_as_it_is(tmp_path: Path) -> None:
