@@ -148,7 +148,12 @@ class MemoryModel(nn.Module, ABC):
 
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights to begin a training with that goes on from `weights`."""
-        return dict(weights)
+        adapted = dict(weights)
+        for path, part in self.named_modules():
+            if isinstance(part, Likelihood):
+                own = {n.removeprefix(f"{path}."): w for n, w in weights.items() if n.startswith(f"{path}.")}
+                adapted |= {f"{path}.{n}": w for n, w in part.adapted(own).items()}
+        return adapted
 
     def slot_images(self, memory: Tensor) -> Tensor:
         """The image behind every slot of each memory [G, M, H, W]: [G, S, H, W]."""

@@ -160,16 +160,11 @@ class VMA(MemoryModel):
         self.pictured = p_x.likelihood.pictured
 
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`weights`; those of p(s) and q(s|x,m) as they are here where `weights` has none, or those of other sizes.
-
-        The likelihood may have grown.
-        """
-        of_s, of_x = ("p_s.", "q_s."), "p_x.likelihood."
+        """`weights`; those of p(s) and q(s|x,m) as they are here where `weights` has none, or those of other sizes."""
+        of_s = ("p_s.", "q_s.")
         own = {name: w for name, w in self.state_dict().items() if name.startswith(of_s)}
         fits = {n: w for n, w in weights.items() if not n.startswith(of_s) or (n in own and own[n].shape == w.shape)}
-        of_likelihood = {n.removeprefix(of_x): w for n, w in fits.items() if n.startswith(of_x)}
-        grown = self.p_x.likelihood.adapted(of_likelihood)
-        return own | fits | {of_x + name: w for name, w in grown.items()}
+        return own | super().adapted(fits)
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
