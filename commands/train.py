@@ -197,19 +197,20 @@ def initial_weights(config: Config) -> dict[str, Tensor]:
         raise DataError(f"train_spec.init_from: {path}: there is no such checkpoint; train it first, or {way_out}")
     try:
         state = load_matching(path, config, configuration.INITIAL_KEYS)
-        _refuse_deeper(path, state, config)
+        began = config_of(path, state)
+        _refuse_deeper(path, began, config)
         refuse_test_classes(path, state, config)
     except UserError as error:
         raise type(error)(f"train_spec.init_from: {error}\n{way_out}") from None
-    then, now = config_of(path, state).train_data, config.train_data
+    then, now = began.train_data, config.train_data
     if then.kind == now.kind and now.held_out_classes and (choice := different_classes(state, config)):
         problem = "trained on other classes, so that those held out now may be among them; hold out the same, or none"
         raise UserError("\n  ".join([f"train_spec.init_from: {path}: {problem}:", *choice]))
     return state["model"]
 
 
-def _refuse_deeper(path: Path, state: dict[str, Any], config: Config) -> None:
-    then, now = config_of(path, state).model.causal, config.model.causal
+def _refuse_deeper(path: Path, began: Config, config: Config) -> None:
+    then, now = began.model.causal, config.model.causal
     for key in ("trunk_blocks", "fusion_blocks"):
         if getattr(then, key) > getattr(now, key):
             numbers = f"{getattr(then, key)} in the checkpoint, {getattr(now, key)} now"
