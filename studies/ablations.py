@@ -32,6 +32,8 @@ Cells = Mapping[str, PerTarget]  # by name
 _MACHINE = ("train_data.root", "val_data.root", "test_data.root", "train_spec.gpus", "test_spec.gpus")
 _FILES = ("train_spec.checkpoint_path", "train_spec.log_file", "test_spec.checkpoint_path", "test_spec.output_file")
 _WHERE = (*_MACHINE, *_FILES)  # may differ
+_TEST = ("model.likelihood", "test_data", "test_spec")  # and what is held out: which cells and targets are compared
+_NOT_OF_TEST = (*_WHERE, "test_data.batch_size", "test_spec.chunk")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ class Trainings:
         """Raises UserError where only the beginning of the training would find out what is wrong."""
         spec = self.configured(name).train_spec
         build_scheduler(spec, build_optimizer(spec, nn.Linear(1, 1)))
+
+    def check_comparable(self, name: str) -> None:
+        """Raises UserError where a training is not to be tested as the first of the list is."""
+        first = next(iter(self.own))
+        a, b = self.configured(first), self.configured(name)
+        keys = (*_TEST, *(configuration.HELD_OUT_KEYS if a.test_spec.subset != "test" else ()))
+        if configuration.differences(a, b, ignore=_NOT_OF_TEST, only=keys):
+            raise _not_comparable(name, first)
 
     def check(self, name: str) -> None:
         """Raises UserError where the folder of a training holds one of another configuration.
@@ -103,6 +113,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> int:
         raise UserError(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(study.own)}")
     for name in study.own:  # before hours of training
         study.try_out(name)
+        study.check_comparable(name)
     for name in names:
         study.check(name)
     for name in names:
@@ -164,11 +175,8 @@ def compared(done: Mapping[str, Cells], tests: Mapping[str, object], column: str
     of_first, first = next(iter(done.items()))
     rows: list[program.Row] = []
     for name, cells in done.items():
-        if (cells.keys(), tests[name]) != (first.keys(), tests[of_first]):
-            raise UserError(
-                f"{name}: tested on other cells or targets than {of_first}; a row may change neither the test nor what "
-                "is held out (train_spec.seed, train_data.held_out_classes)"
-            )
+        if (cells.keys(), tests[name]) != (first.keys(), tests[of_first]):  # the images are others by now
+            raise _not_comparable(name, of_first)
         for cell, values in cells.items():
             classes = values["target_class"]
             difference = estimate(first[cell]["bound"] - values["bound"], classes)
@@ -183,6 +191,13 @@ def compared(done: Mapping[str, Cells], tests: Mapping[str, object], column: str
                 }
             )
     return rows
+
+
+def _not_comparable(name: str, first: str) -> UserError:
+    return UserError(
+        f"{name}: tested on other cells or targets than {first}; a row may change neither the test nor what is held "
+        "out (train_spec.seed, train_data.held_out_classes)"
+    )
 
 
 def markdown(rows: Sequence[Any], config: Config) -> str:

@@ -369,10 +369,31 @@ def test_rows_that_were_trained_with_another_list_are_not_taken_for_those_of_thi
 def test_rows_with_other_targets_are_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
-    """Another seed of the training holds out other classes."""
+    """Another seed of the training holds out other classes.  Nothing is trained before that is found."""
     content = LIST.replace("model.importance_num=3", change).replace("set: [", "set: [test_spec.subset=held_out, ")
     assert ablations.main([str(listed(tmp_path, content)), "--output", str(tmp_path / "ablations")]) == 2
     assert "other: K: tested on other cells or targets than plain" in capsys.readouterr().err
+    assert not (tmp_path / "ablations").exists()
+
+
+def test_rows_with_other_images_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data changed between two rows, which no configuration shows."""
+    path, output = listed(tmp_path, LIST), tmp_path / "ablations"
+    command = [str(path), "--output", str(output)]
+    assert ablations.main(command) == 0
+    store = output / "plain" / "results.npz"
+    with np.load(store) as file:
+        arrays = {name: file[name] for name in file.files}
+    for name in (name for name in arrays if name.endswith("/key")):
+        arrays[name] = np.array(json.dumps(json.loads(str(arrays[name])) | {"images": "others"}))
+    np.savez(store, **arrays)
+    assert ablations.main([*command, "--only", "other: K"]) == 2
+    assert "other: K: tested on other cells or targets than plain" in capsys.readouterr().err
+
+
+def test_another_batch_is_tested_on_the_same_targets(tmp_path: Path) -> None:
+    content = LIST.replace("model.importance_num=3", "train_data.batch_size=4, test_spec.chunk=3")
+    ablations.read(listed(tmp_path, content), tmp_path).check_comparable("other: K")
 
 
 @pytest.mark.parametrize(
@@ -391,6 +412,7 @@ def test_every_row_of_the_lists_that_are_here_can_be_trained(path: Path, monkeyp
     study = ablations.read(path, Path("unused"))
     for name in study.own:
         study.try_out(name)
+        study.check_comparable(name)
 
 
 def test_rows_that_were_tested_with_another_list_are_not_compared(
