@@ -1,6 +1,6 @@
 """How fast does a configuration learn?  Its bound on unseen classes against the processor time of its training.
 
-    python -m benchmarks.time_to_bound --config configs/vma_tuned_start.yaml configs/vma_fast_start.yaml --target 75.3
+    python -m benchmarks.time_to_bound --config configs/vma_tuned_start.yaml configs/vma_fast.yaml --target 75.3
 
 trains each configuration in turn on the CPU and tests it every `--interval` core-hours on the same targets, one of each
 evaluation class as they come.  Only the training steps are timed, on all their threads.  Into `--output` go NAME.csv, a

@@ -96,7 +96,7 @@ def test_block_without_its_last_convolution_is_the_identity() -> None:
     assert torch.equal(block(x), x)
 
 
-FAST = Path(__file__).parents[1] / "configs" / "vma_fast_start.yaml"
+FAST = Path(__file__).parents[1] / "configs" / "vma_fast.yaml"
 
 
 def test_the_gradient_of_a_whole_model_reaches_every_parameter() -> None:
