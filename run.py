@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         description="Variational Memory Addressing: train, test and sample from one YAML file.",
     )
     p.add_argument("--config", type=pathname, metavar="YAML",
-                   help="the configuration: configs/vma.yaml; left out, that in the --checkpoint")  # fmt: skip
+                   help="the configuration, such as configs/vma.yaml; default: that stored in the --checkpoint")  # fmt: skip
     p.add_argument("--train", action="store_true", help="train; the same command resumes an interrupted run")
     p.add_argument("--test", action="store_true", help="run the test grid and write the table")
     p.add_argument("--sample", action="store_true", help="draw memories, samples of p(x|M) and reconstructions")
@@ -46,12 +46,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--print-config", action="store_true", help="print the complete configuration and do nothing else")
     p.add_argument("--root", metavar="DIR", help="where the data is, for training, validation and test")
     p.add_argument("--output", metavar="DIR", help="the folder of the run; in YAML the key output")
-    p.add_argument("--seed", type=int, metavar="N", help="the key train_spec.seed; give each an --output of its own")
+    p.add_argument("--seed", type=int, metavar="N", help="the key train_spec.seed; use another --output for each seed")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a key, such as train_spec.steps=200; may be repeated")  # fmt: skip
-    p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
-    p.add_argument("--logdir", type=pathname, metavar="DIR", help="TensorBoard's folder (tb/vma in that of the run)")
-    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="the weights for --test, --sample and --export")
+    p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="overrides the key gpus")
+    p.add_argument("--logdir", type=pathname, metavar="DIR", help="folder for TensorBoard (default: tb/vma in that of the run)")
+    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="the weights for --test, --sample, --export and --replay")
     p.add_argument("--restart", action="store_true", help="train from the start; an earlier run is discarded")
     p.add_argument("--export", type=pathname, metavar="PATH",
                    help="write the weights, with their configuration, to PATH, which ends in .safetensors")  # fmt: skip

@@ -250,7 +250,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Images, and the memories that are composed of them."""
 
-    kind: Annotated[str, one_of(DATA_SETS)] = key(..., "the data set")
+    kind: Annotated[str, one_of(DATA_SETS)] = key(..., "the data set: omniglot, mnist, folder (yours) or glyphs (drawn by this project)")
     root: PathText | None = key(None, "folder of the data; what can be downloaded is put there")
     batch_size: Positive = key(..., "targets in a step")
     timesteps: Natural = key(..., "M, images in a memory")
@@ -305,7 +305,7 @@ class TrainDataConfig(DataConfig):
 
 
 class TestDataConfig(DataConfig):
-    """The images of the test.  What its memories hold is said by the grid in `TestParams`."""
+    """The images of the test.  What its memories hold is set by test_spec.test_params."""
 
     timesteps: Natural = key(0, "not read, like the next three: the memories are those of test_params")
     exact: bool = key(False, "not read")
