@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         description="Variational Memory Addressing: train, test and sample from one YAML file.",
     )
     p.add_argument("--config", type=pathname, metavar="YAML",
-                   help="the configuration, such as configs/vma.yaml; default: that stored in the --checkpoint")  # fmt: skip
+                   help="the configuration, such as configs/vma.yaml; default: that in the --checkpoint")  # fmt: skip
     p.add_argument("--train", action="store_true", help="train; the same command resumes an interrupted run")
     p.add_argument("--test", action="store_true", help="run the test grid and write the table")
     p.add_argument("--sample", action="store_true", help="draw memories, samples of p(x|M) and reconstructions")
@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a key, such as train_spec.steps=200; may be repeated")  # fmt: skip
     p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="overrides the key gpus")
-    p.add_argument("--logdir", type=pathname, metavar="DIR", help="folder for TensorBoard (default: tb/vma in that of the run)")
-    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="the weights for --test, --sample, --export and --replay")
+    p.add_argument("--logdir", type=pathname, metavar="DIR", help="folder for TensorBoard (tb/vma in that of the run)")
+    p.add_argument("--checkpoint", type=pathname, metavar="PATH", help="the weights for --test, --sample and --export")
     p.add_argument("--restart", action="store_true", help="train from the start; an earlier run is discarded")
     p.add_argument("--export", type=pathname, metavar="PATH",
                    help="write the weights, with their configuration, to PATH, which ends in .safetensors")  # fmt: skip
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         p.error("--score needs --memory, the drawings that it is to be explained with")
     if args.restart and not args.train:
         p.error("--restart is for --train")
-    if args.checkpoint and not (args.test or args.sample or args.export or args.replay):
+    if args.checkpoint and not (args.test or args.sample or args.export or args.replay or args.print_config):
         p.error("--checkpoint is for --test, --sample and --export; to train from weights, set train_spec.init_from")
     if args.export and args.export.suffix != ".safetensors":
         p.error(f"--export {args.export}: the name must end in .safetensors")
@@ -119,13 +119,24 @@ def report(error: BaseException, given: list[str], restarted: bool) -> None:
     """One sentence on stderr for what ended the program; process 0 of several speaks for all where it can."""
     first = os.environ.get("RANK", "0") == "0"
     if isinstance(error, Stopped) and first:
-        again = [argument for argument in given if not (argument == "--restart" and restarted)]
+        again = without(given, *(["--restart"] if restarted else []))
         say(f"stopped by {error}; resume with: python run.py {shlex.join(again)}")
     elif not isinstance(error, Stopped | PeerFailedError):
         say(sentence(error))
     if first and (evidence := getattr(error, "evidence", None)):
-        others = [argument for argument in given if argument not in ("--train", "--test", "--sample", "--restart")]
+        others = without(given, "--train", "--test", "--sample", "--restart", with_value=("--export",))
         say(f"replay that step alone with: python run.py {shlex.join([*others, '--replay', str(evidence)])}")
+
+
+def without(given: list[str], *flags: str, with_value: tuple[str, ...] = ()) -> list[str]:
+    """The arguments that are left without these."""
+    left, words = [], iter(given)
+    for word in words:
+        if word in with_value:
+            next(words, None)
+        elif word not in flags and word.partition("=")[0] not in with_value:
+            left.append(word)
+    return left
 
 
 def say(text: str) -> None:
@@ -162,7 +173,7 @@ def execute(args: argparse.Namespace, given: list[str], stop: StopRequest) -> in
         if args.replay:
             commands.replay.run(session, args.replay)
             return 0
-        if (number := session.processes_to_start(spec)) > 1:
+        if (args.train or args.test) and (number := session.processes_to_start(spec)) > 1:
             return launcher.run(launcher.python(given), number)
         with session.process_group(spec):
             run_commands(session, args)

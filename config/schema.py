@@ -250,7 +250,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Images, and the memories that are composed of them."""
 
-    kind: Annotated[str, one_of(DATA_SETS)] = key(..., "the data set: omniglot, mnist, folder (yours) or glyphs (drawn by this project)")
+    kind: Annotated[str, one_of(DATA_SETS)] = key(
+        ..., "the data set: omniglot, mnist, folder (yours) or glyphs (drawn here)"
+    )
     root: PathText | None = key(None, "folder of the data; what can be downloaded is put there")
     batch_size: Positive = key(..., "targets in a step")
     timesteps: Natural = key(..., "M, images in a memory")
@@ -401,7 +403,7 @@ class TrainSpec(Section):
     ema_decay: float = key(0.0, "of the moving average of the weights that is tested; 0: off", ge=0, lt=1)
     warmup: Natural = key(0, "steps over which the learning rate rises to lr")
     val_every: Positive | None = key(None, "steps between validations; null: an epoch (train_data.iter)")
-    val_targets: Positive = key(2000, "targets of one validation, always the same ones")
+    val_targets: Positive = key(2000, "targets of one validation, always the same ones; rounded up to whole batches")
     log_every: Positive = key(100, "steps between lines in the log")
     save_every: Positive | None = key(None, "steps between saved states; null: an epoch")
     rendezvous: Positive = key(120, "seconds that several processes wait for each other at the start, also of a test")
@@ -433,7 +435,7 @@ class TestSpec(Section):
     subset: Literal["test", "train", "held_out"] = key("test", "the classes of targets and memories")
     own_class: bool = key(True, "false: a control, memories of other classes only")
     seed: Natural = key(0, "of memories and noise")
-    chunk: Positive | None = key(None, "samples decoded at once; null: as many as suit the device")
+    chunk: Positive | None = key(None, "samples decoded at once; null: as many as suit the device; not read with nll")
 
     @property
     def samples(self) -> int | None:

@@ -103,6 +103,8 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
                     for row in shown
                     if row["subset"] == subset and isinstance(row.get(name), int | float)
                 ]
+                if not points:  # a model without z has no KL(z)
+                    continue
                 axis.plot(
                     [step * config.train_data.batch_size for step, _ in points],
                     [-value if name == "bound" else value for _, value in points],

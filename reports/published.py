@@ -30,8 +30,8 @@ _CONTEXT_TABLE = {  # split -> exact NLL
     "45-5": _grid({1: (58.5, 57.0, 55.9, 55.5, 55.3, 54.3, 53.7), 2: (58.5, 57.9, 57.0, 56.5, 56.0, 55.3, 54.4)}),
 }
 CAVEATS = {
-    "published code": "Published code: the same protocol with every evaluation image as a target.",
-    "paper": "Paper: its split and filter are not settled, so that column is for orientation.",
+    "published code": "Published code: ELBO@1000 by the same protocol, with every evaluation image as a target.",
+    "paper": "Paper: ELBO@1000; its split and filter are not settled, so that column is for orientation.",
     "Reed et al.": "Reed et al.: NLL of an attention PixelCNN, arXiv 1710.10304; 45/5, 26 x 26, filter not known.",
     "context table": "Context table: no network, a table of the pixels around each pixel; exact NLL.",
 }

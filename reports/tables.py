@@ -88,8 +88,6 @@ def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
     text = markdown_table(title, " | ".join(header), lines)
     if known:
         text += "\n" + "".join(f"{CAVEATS[name]}\n" for name in known)
-        if not config.test_spec.samples:
-            text += "The published numbers are ELBO@1000, bounds from above on NLL.\n"
     return text + (f"\nWeights: `{config.test_checkpoint}`, SHA-256 of their values `{digest}`.\n" if digest else "")
 
 

@@ -67,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     config = configuration.load(args.config, configuration.overrides(args.root))
-    model = program.load_model(config, stop, args.device, args.checkpoint)
-    assert isinstance(model, VMA)  # others have no addresses
+    model = program.load_vma(config, stop, args.device, args.checkpoint)
     images = parsers.test_images(config, next(model.parameters()).device)
     trials = {f"{way}-way": list(drawn(images, way, args.memories, config.test_spec.seed)) for way in WAYS}
     if args.runs:
@@ -152,8 +151,8 @@ def address_posterior(model: VMA, x: Tensor, memory: Tensor, noise: StepNoise, k
     for one in x.split(1, dim=1):
         targets = model.encode_targets(one, m)
         samples = model.samples_at(model.every_address(m, targets, k), targets, noise)
-        log_joint.append(log_mean_exp(samples.log_w.unflatten(0, (k, -1))))  # [S, G, 1]
-    return torch.cat(log_joint, 2).movedim(0, -1).softmax(-1)
+        log_joint.append(log_mean_exp(samples.log_w.unflatten(0, (k, -1))))  # [A, G, 1]
+    return model.placements.of_slots(torch.cat(log_joint, 2).movedim(0, -1).softmax(-1), m.size)
 
 
 def summarised(name: str, accuracy: Tensor) -> program.Row:

@@ -24,6 +24,7 @@ from models.context_table import ContextTable
 from reports import tables
 from reports.cells import CellStore
 from run import pathname, standalone
+from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.randomness import generator
 from runtime.signals import StopRequest
@@ -44,12 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Count, compute, write and print.  Raises UserError, DataError, OSError."""
     output = args.output / "results.csv"
-    overrides = ["model.latent_dim=0", "test_spec.metric=nll", f"test_spec.targets={args.targets}"]
+    test = ["metric=nll", "addresses=null", "address_rounds=1", f"targets={args.targets}"]
+    overrides = ["model.latent_dim=0", *(f"test_spec.{one}" for one in test)]
     config = configuration.load(args.config, [*configuration.overrides(args.root), *overrides])
+    if not min(config.test_spec.test_params.timesteps):
+        raise UserError("test_spec.test_params.timesteps: 0 leaves nothing to look at; use 1 or more")
     cpu = torch.device("cpu")
     table = ContextTable.fit(pairs(parsers.training_images(config, cpu).train, config.train_spec.seed))
     images = parsers.test_images(config, cpu)
-    origin = {"weights": "context table", "images": images.digest(), "targets": args.targets}
+    spec = config.test_spec
+    origin = {"weights": "context table", "images": images.digest(), "targets": spec.targets, "seed": spec.seed}
     store = CellStore(output, json.dumps(origin), images.names)
     for classes, size in tqdm(config.test_cells, "cells", dynamic_ncols=True):
         store.save(cell_name(classes, size), evaluate(table, parsers.grid_episodes(config, images, classes, size)))

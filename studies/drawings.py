@@ -18,6 +18,7 @@ from data.episodes import Episodes
 from data.images import ClassImages
 from reports.plots import png
 from run import standalone
+from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.randomness import StepNoise
 from runtime.signals import StopRequest
@@ -51,7 +52,8 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     episodes = one_of_each(images, min(_MEMORY, images.num_classes), args.seed)
     x, answers = episodes.x[:, :_TARGETS], episodes.x_class[0, :_TARGETS]
     p_a = model.explain(x, episodes.memory, noise, args.samples).p_a
-    assert p_a is not None  # models without addresses have no such picture
+    if p_a is None:
+        raise UserError("the first --model has no addresses (model.read: soft), so there is no posterior to draw")
     right = episodes.memory_class[0] == answers.unsqueeze(1)  # [T, M]
     write_atomically(args.output / "posterior.png", draw_posterior(x[0], episodes.memory[0], p_a[0], right))
     print(f"written: {args.output}/drawings.png, {args.output}/posterior.png")

@@ -58,8 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     config = configuration.load(args.config, [*configuration.overrides(args.root), *program.cell_overrides(args)])
-    model = program.load_model(config, stop, args.device, args.checkpoint)
-    assert isinstance(model, VMA)  # others have no sum over addresses
+    model = program.load_vma(config, stop, args.device, args.checkpoint)
     images = parsers.test_images(config, next(model.parameters()).device)
     episodes = parsers.grid_episodes(config, images, args.classes, args.memory)
     cell = configuration.cell_name(args.classes, args.memory)
@@ -72,16 +71,16 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
         map(str, range(len(episodes))),
         lambda name: bounds(model, episodes, int(name), key, args.sizes),
     )
-    rows = summarised(list(found.values()), args.sizes, _slots(model, episodes))
+    rows = summarised(list(found.values()), args.sizes, _addresses(model, episodes))
     program.write(args.output, "estimator", rows, markdown(rows, cell, config), draw(rows, cell))
 
 
 # --- the bounds -------------------------------------------------------------------------------------------------------
 
 
-def per_address(sizes: Sequence[int], slots: int) -> list[int]:
+def per_address(sizes: Sequence[int], addresses: int) -> list[int]:
     """The K of z for each address: those that decode at most twice as many samples as the largest K without the sum."""
-    most = max((k for k in sizes if k * slots <= 2 * sizes[-1]), default=sizes[0])
+    most = max((k for k in sizes if k * addresses <= 2 * sizes[-1]), default=sizes[0])
     return [k for k in sizes if most % k == 0]
 
 
@@ -92,7 +91,7 @@ def bounds(model: VMA, episodes: GridEpisodes, number: int, key: Key, sizes: Seq
     The largest number of samples is drawn once.  With a smaller K they make several groups, whose bounds are averaged,
     so that all K speak of the same samples.
     """
-    one, summed = episodes.batch(slice(number, number + 1)), per_address(sizes, _slots(model, episodes))
+    one, summed = episodes.batch(slice(number, number + 1)), per_address(sizes, _addresses(model, episodes))
     m = model.encode_memory(one.memory, precompute_features=True)
     targets = model.encode_targets(one.x, m)
     log_w = sampled_weights(model, one, m, targets, key, sizes[-1])
@@ -104,8 +103,8 @@ def bounds(model: VMA, episodes: GridEpisodes, number: int, key: Key, sizes: Seq
     }
 
 
-def _slots(model: VMA, episodes: GridEpisodes) -> int:
-    return episodes.batch(slice(0, 1)).memory.shape[1] + len(model.dummies)
+def _addresses(model: VMA, episodes: GridEpisodes) -> int:
+    return episodes.batch(slice(0, 1)).memory.shape[1] * len(model.placements) + len(model.dummies)
 
 
 def sampled_weights(model: VMA, one: Episodes, m: EncodedMemory, targets: EncodedTargets, key: Key, k: int) -> Tensor:
@@ -118,13 +117,13 @@ def sampled_weights(model: VMA, one: Episodes, m: EncodedMemory, targets: Encode
 
 
 def address_weights(model: VMA, one: Episodes, m: EncodedMemory, targets: EncodedTargets, key: Key, k: int) -> Tensor:
-    """log p(x,z|m_a) p(a) / q(z|x,m_a), [K, S]: K samples of z for every address of one target."""
-    slots = m.slots.shape[1]
+    """log p(x,z|m_a) p(a) / q(z|x,m_a), [K, A]: K samples of z for every address of one target."""
+    addresses = m.p_a.logits.shape[-1]
     parts = []
-    for first in range(0, k, size := max(1, TEST_DECODES_AT_ONCE[one.x.device.type] // slots)):
-        noise = TargetNoise(*key, "summed", targets=one.x_index.flatten(), first=first * slots)
+    for first in range(0, k, size := max(1, TEST_DECODES_AT_ONCE[one.x.device.type] // addresses)):
+        noise = TargetNoise(*key, "summed", targets=one.x_index.flatten(), first=first * addresses)
         samples = model.samples_at(model.every_address(m, targets, min(size, k - first)), targets, noise)
-        parts.append(samples.log_w.view(-1, slots))
+        parts.append(samples.log_w.view(-1, addresses))
     return torch.cat(parts).double()
 
 

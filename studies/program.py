@@ -19,6 +19,7 @@ from data.composition import EpisodeSpec
 from data.episodes import EpisodeLoader
 from data.images import ClassImages
 from models.base import MemoryModel
+from models.vma.model import VMA
 from reports.tables import Fields as Row
 from reports.tables import write_files
 from run import Parser, device, pathname
@@ -36,7 +37,7 @@ def parser(name: str, doc: str) -> Parser:
     """That of the study `name` with --root, --device and --output; the first line of `doc` describes it."""
     p = Parser(prog=f"python -m studies.{name}", allow_abbrev=False, description=doc.splitlines()[0])
     p.add_argument("--root", metavar="DIR", help="where the data is")
-    p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="beats the key gpus")
+    p.add_argument("--device", type=device, metavar="auto|cpu|cuda|cuda:N", help="overrides the key gpus")
     p.add_argument("--output", type=pathname, default=Path("runs") / name, metavar="DIR", help="where files go")
     return p
 
@@ -114,6 +115,14 @@ def load_model(config: Config, stop: StopRequest, device: str | None, checkpoint
     """The model with the weights of --checkpoint on --device.  Raises UserError, DataError."""
     session = commands.Session(config, stop, device, checkpoint)
     return session.load_model(session.device_for(config.test_spec))
+
+
+def load_vma(config: Config, stop: StopRequest, device: str | None, checkpoint: Path | None) -> VMA:
+    """A model with addresses.  Raises UserError, DataError."""
+    model = load_model(config, stop, device, checkpoint)
+    if not isinstance(model, VMA):
+        raise UserError(f"model.read: {config.model.read} has no addresses, which are studied here; use address")
+    return model
 
 
 def resumed(

@@ -206,7 +206,7 @@ def test_weights_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_configuration_of_weights_can_be_overridden(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--checkpoint", str(folder / "vma.pt"), "--export", str(folder / "w.safetensors"), "--print-config"]
+    given = ["--checkpoint", str(folder / "vma.pt"), "--print-config"]
     assert asked(*given, "--set", "test_spec.seed=7") == 0
     assert "seed: 7" in capsys.readouterr().out
     assert asked(*arguments(folder, "--print-config")) == 0

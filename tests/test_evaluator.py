@@ -48,7 +48,7 @@ def at_once(model: VMA, batch: Episodes, k: int) -> dict[str, Tensor]:
     samples = model.importance_samples(batch.x, m, targets, noise, k)
     parts = {
         "bound": log_mean_exp(samples.log_w),
-        "kl_z": samples.kl_z.mean(0),
+        "kl_z": (samples.log_q_z - samples.log_p_z).mean(0),
         "target_class": batch.x_class,
         **model.metrics(m, targets, batch),
     }

@@ -24,6 +24,7 @@ from data.episodes import GridEpisodes
 from data.images import ClassImages
 from models.context_table import ContextTable
 from models.vma.model import VMA
+from reports import compare
 from reports.cells import load_cells
 from runtime.randomness import StepNoise
 from studies import classification, contamination, context_table, drawings, many_classes
@@ -238,6 +239,29 @@ def test_the_context_table_of_a_grid_is_the_exact_sum_over_addresses(tmp_path: P
         own = (episodes.memory_class[n] == episodes.x_class[n]).numpy()
         assert found["address_accuracy"] == pytest.approx(float(posterior[own].sum()))
         assert math.isnan(found["kl_z"])
+
+
+def test_a_context_table_has_the_targets_and_memories_of_a_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tmp_path, "--train", "--test", "train_spec.steps=1", "test_spec.targets=10") == 0
+    path, output = tmp_path / "config" / "small.yaml", ["--output", str(tmp_path / "t")]
+    assert context_table.main(["--config", str(path), "--targets", "10", *output]) == 0
+    assert compare.differences(compare.read(tmp_path / "table.csv"), compare.read(tmp_path / "t" / "results.csv"))
+    path.write_text(path.read_text().replace("timesteps: [1, 3]", "timesteps: [0, 3]"))
+    assert context_table.main(["--config", str(path), "--targets", "10", *output]) == 2
+    assert "test_spec.test_params.timesteps: 0 leaves nothing to look at" in capsys.readouterr().err
+
+
+def test_what_needs_addresses_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soft = ("model.read=soft", "train_spec.gradient_samples=all", "train_spec.objective=vimco")
+    assert main(tmp_path, "--train", "train_spec.steps=1", *soft) == 0
+    given = ["--checkpoint", str(tmp_path / "vma.pt"), "--output", str(tmp_path / "o"), "--device", "cpu"]
+    resolved = str(tmp_path / "vma.resolved.yaml")
+    assert classification.main(["--config", resolved, *given]) == 2
+    assert "model.read: soft has no addresses" in capsys.readouterr().err
+    assert drawings.main(["--model", resolved, str(tmp_path / "vma.pt"), *given[2:]]) == 2
+    assert "the first --model has no addresses" in capsys.readouterr().err
 
 
 def test_no_image_is_counted_beside_itself() -> None:

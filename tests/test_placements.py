@@ -110,6 +110,31 @@ def test_log_likelihood_is_the_sum_over_images_and_placements(model: VMA) -> Non
 
 
 @torch.no_grad()
+def test_with_a_z_the_posterior_is_of_slots_too(tiny_model: Callable[..., VMA]) -> None:
+    """Importance weights, and sums over all addresses, added up over the placements of each image."""
+    model = tiny_model("model.max_shift=1", learned_prior=True, gain=0.5)
+    b, k, placements = batch(), 40, len(model.placements)
+    slots = [[*range(3 * placements)][i * placements : (i + 1) * placements] for i in range(3)]
+    slots += [[3 * placements + d] for d in range(len(model.dummies))]
+    m = model.encode_memory(b.memory, precompute_features=True)
+    targets = model.encode_targets(b.x, m)
+    s = model.importance_samples(b.x, m, targets, StepNoise("cpu", 0), k)
+    weights = s.log_w.softmax(0)
+    wanted = torch.stack([(weights * torch.isin(s.a, torch.tensor(of))).sum(0) for of in slots], -1)
+    found = model.explain(b.x, b.memory, StepNoise("cpu", 0), k).p_a
+    assert found is not None
+    torch.testing.assert_close(found, wanted)
+
+    one = b.x[:, :1]
+    targets = model.encode_targets(one, m)
+    every = model.samples_at(model.every_address(m, targets, 2), targets, StepNoise("cpu", 1)).log_w
+    joint = every.unflatten(0, (2, -1)).exp().mean(0)  # [A, G, 1]
+    by_slot = torch.stack([joint[of].sum(0) for of in slots], -1)
+    posterior = address_posterior(model, one, b.memory, StepNoise("cpu", 1), 2)
+    torch.testing.assert_close(posterior, by_slot / by_slot.sum(-1, keepdim=True))
+
+
+@torch.no_grad()
 def test_weights_of_many_samples_average_to_the_sum(model: VMA) -> None:
     """So p(a) and q(a|M,x) of image and placement are both normalised, and a slot is decoded as it was placed."""
     b, k = batch(), 4000

@@ -74,3 +74,7 @@ def test_a_fall_back_to_the_cpu_is_said(
     assert not caplog.records
     assert main(tmp_path, "--train", "train_spec.steps=2", "train_spec.gpus=auto") == 0
     assert "no GPU was found, so this runs on the CPU" in caplog.text
+    caplog.clear()
+    exported = str(tmp_path / "w.safetensors")
+    assert main(tmp_path, "--export", exported, "train_spec.gpus=auto", "test_spec.gpus=auto") == 0
+    assert not caplog.records, "which computes nothing"

@@ -74,7 +74,7 @@ class Addresses:
     a: Tensor
     m_a: FeaturesAt
     p_a: Categorical
-    q_a: Categorical | None  # what a was drawn from; None where a runs over all slots
+    q_a: Categorical | None  # what a was drawn from; None where a runs over all addresses
 
     @property
     def log_p_a(self) -> Tensor:
@@ -107,9 +107,14 @@ class Samples:
         return self.log_p_x + self.log_p_z + self.log_p_a - self.log_q_z - self.log_q_a.detach()
 
     @property
-    def kl_z(self) -> Tensor:
-        """One-sample estimates of KL(q(z|x,m_a) || p(z|m_a))."""
-        return self.log_q_z - self.log_p_z
+    def kl_z(self) -> Tensor | None:
+        """One-sample estimates of KL(q(z|x,m_a) || p(z|m_a)); None without a z."""
+        return self.log_q_z - self.log_p_z if self.z.shape[-1] else None
+
+    def metrics(self, weights: Tensor) -> dict[str, Tensor]:
+        """KL(z) and log p(x|z,m_a), means over the samples with these weights [K, G, T]; [G, T]."""
+        terms = {"kl_z": self.kl_z, "reconstruction": self.log_p_x}
+        return {name: (weights * term).sum(0) for name, term in terms.items() if term is not None}
 
 
 class VMA(MemoryModel):
@@ -336,15 +341,14 @@ class VMA(MemoryModel):
         addresses = self.sample_addresses(m, targets, noise, self.importance_num)
         s, log_w = self._samples_for_backward(addresses, targets, noise)  # [K, G, T]
         bound = objectives.vimco(log_w, targets.q_a.log_prob(s.a))
-        return bound, {"kl_z": s.kl_z.mean(0), "reconstruction": s.log_p_x.mean(0)}
+        return bound, s.metrics(torch.full_like(log_w, 1 / len(log_w)))
 
     def _marginal(self, m: EncodedMemory, targets: EncodedTargets, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """All addresses are summed over, and q(a|M,x) learns from the posterior that the sum reveals."""
         k = self.importance_num if self.latent else 1
-        s, log_w = self._samples_for_backward(self.every_address(m, targets, k), targets, noise)  # [K S, G, T]
+        s, log_w = self._samples_for_backward(self.every_address(m, targets, k), targets, noise)  # [K A, G, T]
         bound = objectives.marginal(log_w.unflatten(0, (k, -1)), targets.q_a.logits.permute(2, 0, 1))
-        q_a = targets.q_a.log_prob(s.a).exp() / k  # [K S, G, T], the same for each k
-        return bound, {"kl_z": (q_a * s.kl_z).sum(0), "reconstruction": (q_a * s.log_p_x).sum(0)}
+        return bound, s.metrics(targets.q_a.log_prob(s.a).exp() / k)  # the same for each k
 
     def _samples_for_backward(
         self, addresses: Addresses, targets: EncodedTargets, noise: Noise
@@ -386,13 +390,14 @@ class VMA(MemoryModel):
 
     @torch.no_grad()
     def explain(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Explanation:
+        """The sum over all addresses, or with a z importance samples; p(a|x,M) by slots, whatever their placement."""
         m = self.encode_memory(memory, precompute_features=True)
         targets = self.encode_targets(x, m)
         if not self.latent:
             log_p, targets = self._sum(m, targets, None)
             return Explanation(log_p, self.placements.of_slots(targets.q_a.probs, m.size), None)
         s = self.importance_samples(x, m, targets, noise, k)
-        picked = F.one_hot(s.a, m.slots.shape[1])  # [K, G, T, S]
+        picked = F.one_hot(self.placements.slot(s.a, m.size), m.slots.shape[1])  # [K, G, T, S]
         p_a = (s.log_w.softmax(0).unsqueeze(-1) * picked).sum(0)
         return Explanation(objectives.log_mean_exp(s.log_w), p_a, k)
 
@@ -400,7 +405,7 @@ class VMA(MemoryModel):
 
     @torch.no_grad()
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, Tensor]:
-        """n samples of p(x|M) for each memory [G, M, H, W]: pictures [n, G, H, W] and addresses [n, G]."""
+        """n samples of p(x|M) for each memory [G, M, H, W]: pictures [n, G, H, W] and slots [n, G]."""
         m = self.encode_memory(memory)
         a = sample_categorical(m.p_a, noise.uniform("address", n, len(memory), 1))  # [n, G, 1]
         m_a = self.features_at(a, m)
@@ -409,7 +414,7 @@ class VMA(MemoryModel):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, memory: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Pictures [G, T, H, W] of p(x|z,m_a) and the addresses [G, T], for a ~ q(a|M,x) and z ~ q(z|x,m_a)."""
+        """Pictures [G, T, H, W] of p(x|z,m_a) and the slots [G, T], for a ~ q(a|M,x) and z ~ q(z|x,m_a)."""
         m = self.encode_memory(memory)
         targets = self.encode_targets(x, m)
         addresses = self.sample_addresses(m, targets, noise, 1)

@@ -49,7 +49,7 @@ def test_the_run_stops_with_the_weights_of_the_step_before(
 ) -> None:
     with monkeypatch.context() as patch:
         seen = break_at(patch, 6, what)
-        assert main(tmp_path, "--train") == 1
+        assert main(tmp_path, "--train", "--export", str(tmp_path / "w.safetensors")) == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err
     assert "step 6" in err
