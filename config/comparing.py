@@ -19,7 +19,7 @@ MAY_CHANGE_ON_RESUME = (
 INITIAL_KEYS = (
     "model.kind", "model.read", "model.autoencoder", "model.likelihood", "model.latent_dim", "model.matching_dim",
     "model.num_dummies", "model.address_prior", "model.address_scale", "model.head_hidden",
-    "model.causal.trunk_channels", "model.causal.fusion_channels", "model.causal.attention", "test_data.resize",
+    "model.causal.trunk_channels", "model.causal.fusion_channels", "test_data.resize",
 )  # fmt: skip
 
 # What must agree between a checkpoint and the config it is tested with; classes of one split's test are among those of

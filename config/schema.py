@@ -210,10 +210,6 @@ class CausalConfig(Section):
     trunk_blocks: Natural = key(3, "number of their blocks")
     fusion_channels: Positive = key(32, "channels of the masked convolutions that also see the decoder's output")
     fusion_blocks: Natural = key(2, "number of their blocks")
-    attention: Annotated[Natural, Field(multiple_of=4)] = key(
-        0,
-        "size of the keys by which a pixel finds its place in the memory image, a multiple of 4; 0: only its own place",
-    )
 
 
 class ModelConfig(Section):

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.attention import MemoryAttention
 from models.base import Likelihood, Noise
 
 PAIRS_AT_ONCE = {"cpu": 48, "cuda": 4096}  # on a CPU as many as fit its caches
@@ -81,10 +80,7 @@ class MaskedBlock(nn.Module):
 
 
 class CausalLikelihood(Likelihood):
-    """p(x|parameters), with parameters for every pixel: a gain and a shift of each of C fusion channels.
-
-    With `attention`, the size of its keys, follow maps in which all pixels may look; `P` parameters in all.
-    """
+    """p(x|parameters) with parameters [2 C, H, W]: for every pixel a gain and a shift of each of C fusion channels."""
 
     pictured = "drawn pixel by pixel"
 
@@ -94,12 +90,9 @@ class CausalLikelihood(Likelihood):
         trunk_blocks: int = 3,
         fusion_channels: int = 32,
         fusion_blocks: int = 2,
-        attention: int = 0,
     ) -> None:
         super().__init__()
-        self.attention = MemoryAttention(trunk_channels, attention, fusion_channels) if attention else None
-        self.fusion_channels = fusion_channels
-        self.channels = 2 * fusion_channels + (self.attention.channels if self.attention else 0)
+        self.channels = 2 * fusion_channels
         self.first = MaskedConv2d(1, trunk_channels, 7, own=False)
         self.trunk = nn.ModuleList(MaskedBlock(trunk_channels) for _ in range(trunk_blocks))
         self.to_fusion = nn.Linear(trunk_channels, fusion_channels)
@@ -116,11 +109,11 @@ class CausalLikelihood(Likelihood):
         return {name: torch.zeros_like(w) if ".mix." in name else w for name, w in new.items()} | dict(weights)
 
     def context(self, x: Tensor) -> Tensor:
-        """What each pixel sees of those before it: [G, T, H, W] -> [G, T, H, W, ...]."""
+        """What each pixel sees of those before it: [G, T, H, W] -> [G, T, H, W, C]."""
         return self._trunk(x.flatten(0, 1).unsqueeze(-1)).unflatten(0, x.shape[:2])
 
     def log_prob(self, parameters: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
-        """log p(x|parameters) in nats, exact: [K, G, T, P, H, W], [G, T, H, W] and its context -> [K, G, T]."""
+        """log p(x|parameters) in nats, exact: [K, G, T, 2 C, H, W], [G, T, H, W] and its context -> [K, G, T]."""
         if context is None:
             raise ValueError("the causal likelihood needs the context of its targets")
         at_once = PAIRS_AT_ONCE[x.device.type]
@@ -129,36 +122,27 @@ class CausalLikelihood(Likelihood):
         return torch.cat([self._log_prob(*part) for part in parts]).view(parameters.shape[:3])
 
     def _log_prob(self, parameters: Tensor, x: Tensor, context: Tensor) -> Tensor:
-        """[N, P, H, W], [N, H, W] and [N, H, W, C] -> [N]."""
+        """[N, 2 C, H, W], [N, H, W] and [N, H, W, C] -> [N]."""
         logits = self.logits(parameters, context).to(x.dtype)
         return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2))
 
     def _trunk(self, x: Tensor, drawn: Drawn | None = None) -> Tensor:
-        """[N, H, W, 1] -> [N, H, W, C], and behind these C channels the queries of the attention."""
+        """[N, H, W, 1] -> [N, H, W, C]."""
         h = self.first(x, drawn)
         for block in self.trunk:
             h = block(h, drawn)
-        h = h.relu()
-        fused = self.to_fusion(h)
-        return fused if self.attention is None else torch.cat([fused, self.attention.query(h)], -1)
+        return self.to_fusion(h.relu())
 
     def logits(self, parameters: Tensor, context: Tensor, drawn: Drawn | None = None) -> Tensor:
-        """Log-odds of ink: [N, P, H, W] and context [N, H, W, ...] -> [N, H, W]; or of the one place that is drawn."""
-        size = self.fusion_channels
-        place = (0, 0) if drawn is None else drawn.place
-        own = parameters[:, : 2 * size].movedim(1, -1)
-        if drawn is not None:
-            own = own[:, place[0] : place[0] + 1, place[1] : place[1] + 1]
-        gain, shift = own.chunk(2, -1)
-        h = torch.addcmul(shift, context[..., :size], gain + 1)
-        if self.attention is not None:
-            h = h + self.attention(context[..., size:], parameters[:, 2 * size :], place)
+        """Log-odds of ink: [N, 2 C, H, W] and [N, H, W, C] -> [N, H, W]; with `drawn`, of its one place, H = W = 1."""
+        gain, shift = parameters.movedim(1, -1).chunk(2, -1)
+        h = torch.addcmul(shift, context, gain + 1)
         for block in self.fusion:
             h = block(h, drawn)
         return self.logit(self.hidden(h.relu()).relu_()).squeeze(-1)
 
     def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
-        """An image drawn pixel by pixel: [..., P, H, W] -> [..., H, W]."""
+        """An image drawn pixel by pixel: [..., 2 C, H, W] -> [..., H, W]."""
         batch, (height, width) = parameters.shape[:-3], parameters.shape[-2:]
         uniform = noise.uniform("pixels", *batch, height, width).to(parameters.dtype).view(-1, height, width)
         return self.draw(parameters.flatten(0, -4), uniform)[0].view(*batch, height, width)
@@ -170,7 +154,7 @@ class CausalLikelihood(Likelihood):
         """Images drawn pixel by pixel, and the probability of ink that each pixel was drawn with.
 
         Args:
-            parameters: [N, P, H, W].
+            parameters: [N, 2 C, H, W].
             uniform: [N, H, W] numbers in [0, 1): a pixel is ink where its number lies below its probability.
 
         Returns:
@@ -184,7 +168,7 @@ class CausalLikelihood(Likelihood):
                 drawn.place = row, column
                 at = (..., slice(row, row + 1), slice(column, column + 1))
                 x = image[at].unsqueeze(-1)
-                logits = self.logits(parameters, self._trunk(x, drawn), drawn)
+                logits = self.logits(parameters[at], self._trunk(x, drawn), drawn)
                 probability[at] = logits.to(uniform.dtype).sigmoid()
                 image[at] = (uniform[at] < probability[at]).to(uniform.dtype)
                 drawn.window(self.first, x)  # replaces the empty pixel by the drawn one

@@ -70,7 +70,7 @@ def tiny(
     assert isinstance(model, VMA)
     if gain is not None:
         torch.manual_seed(7)
-        draw_weights(model, gain, but="dummies")
+        draw_weights(model, gain)
     return model
 
 

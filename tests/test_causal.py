@@ -9,23 +9,19 @@ from helpers.weights import draw_weights
 from torch import Tensor
 
 from models import causal
-from models.attention import MemoryAttention
 from models.causal import CausalLikelihood, MaskedConv2d
 
 
-def toy(gain: float = 1.0, dtype: torch.dtype = torch.float64, attention: int = 0) -> CausalLikelihood:
+def toy(gain: float = 1.0, dtype: torch.dtype = torch.float64) -> CausalLikelihood:
     """A likelihood whose weights are drawn such that signals neither die nor explode."""
     torch.manual_seed(0)
-    likelihood = CausalLikelihood(6, 2, fusion_channels=4, fusion_blocks=2, attention=attention).to(dtype)
-    draw_weights(likelihood, gain, but="log_precision")
+    likelihood = CausalLikelihood(6, 2, fusion_channels=4, fusion_blocks=2).to(dtype)
+    draw_weights(likelihood, gain)
     return likelihood
 
 
-with_attention = pytest.mark.parametrize("attention", [0, 8])
-
-
 def parameters_for(likelihood: CausalLikelihood, *shape: int) -> Tensor:
-    """Parameters [*batch, P, H, W] for a `shape` [*batch, H, W]."""
+    """Parameters [*batch, 2 C, H, W] for a `shape` [*batch, H, W]."""
     return torch.randn(*shape[:-2], likelihood.channels, *shape[-2:], dtype=likelihood.logit.weight.dtype)
 
 
@@ -42,9 +38,8 @@ def all_log_probs(likelihood: CausalLikelihood, parameters: Tensor) -> Tensor:
         return likelihood.log_prob(every, x, likelihood.context(x)).flatten()
 
 
-@with_attention
-def test_no_pixel_depends_on_itself_or_later_ones(attention: int) -> None:
-    likelihood, (height, width) = toy(attention=attention), (9, 10)  # higher and wider than any kernel
+def test_no_pixel_depends_on_itself_or_later_ones() -> None:
+    likelihood, (height, width) = toy(), (9, 10)  # higher and wider than any kernel
     parameters = parameters_for(likelihood, 1, height, width)
     x = torch.rand(1, 1, height, width, dtype=torch.float64)
 
@@ -57,13 +52,12 @@ def test_no_pixel_depends_on_itself_or_later_ones(attention: int) -> None:
     on_the_left = gradient.diagonal(-1)[torch.arange(pixels - 1) % width < width - 1]
     above = gradient.diagonal(-width)
     for neighbour in (on_the_left, above):
-        # where no ReLU is shut, which the attention does more often
-        assert (neighbour != 0).double().mean() > (0.7 if attention else 0.9)
+        assert (neighbour != 0).double().mean() > 0.9  # where no ReLU is shut
 
 
 def test_new_blocks_change_nothing_and_can_learn() -> None:
     deep, shallow = toy(), CausalLikelihood(6, 1, fusion_channels=4, fusion_blocks=0).double()
-    draw_weights(shallow, 1.0, but="log_precision")
+    draw_weights(shallow, 1.0)
     deep.load_state_dict(deep.adapted(shallow.state_dict()))
     parameters, x = parameters_for(deep, 1, 1, 3, 5, 5), (torch.rand(1, 3, 5, 5) < 0.5).double()
     log_p, before = (of.log_prob(parameters, x, of.context(x)) for of in (deep, shallow))
@@ -77,9 +71,8 @@ def test_new_blocks_change_nothing_and_can_learn() -> None:
         deep.load_state_dict(deep.adapted(damaged))
 
 
-@with_attention
-def test_probabilities_of_all_images_sum_to_one(attention: int) -> None:
-    likelihood = toy(gain=2.0, attention=attention)
+def test_probabilities_of_all_images_sum_to_one() -> None:
+    likelihood = toy(gain=2.0)
     log_p = all_log_probs(likelihood, parameters_for(likelihood, 3, 4))
     assert len(log_p) == 4096
     assert abs(log_p.exp().sum().item() - 1) < 1e-12
@@ -96,9 +89,8 @@ def test_masked_weights_never_matter() -> None:
     assert torch.equal(all_log_probs(likelihood, parameters), before)
 
 
-@with_attention
-def test_targets_samples_and_chunks_do_not_mix(attention: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    likelihood = toy(attention=attention)
+def test_targets_samples_and_chunks_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    likelihood = toy()
     k, g, t = 3, 2, 2
     parameters = parameters_for(likelihood, k, g, t, 5, 6)
     x = (torch.rand(g, t, 5, 6, dtype=torch.float64) < 0.3).double()
@@ -113,9 +105,8 @@ def test_targets_samples_and_chunks_do_not_mix(attention: int, monkeypatch: pyte
     torch.testing.assert_close(chunks, together, rtol=0, atol=1e-12)
 
 
-@with_attention
-def test_drawing_with_caches_equals_whole_passes(attention: int) -> None:
-    likelihood = toy(attention=attention)
+def test_drawing_with_caches_equals_whole_passes() -> None:
+    likelihood = toy()
     parameters, uniform = parameters_for(likelihood, 3, 9, 10), torch.rand(3, 9, 10, dtype=torch.float64)
     image, probability = likelihood.draw(parameters, uniform)
     whole = torch.zeros_like(uniform)
@@ -158,9 +149,8 @@ def test_sample_and_mean_are_of_the_same_image() -> None:
     assert torch.equal(image, likelihood.picture(parameters, Fixed())) and likelihood.pictured == "drawn pixel by pixel"
 
 
-@with_attention
-def test_bf16_agrees_with_float32(attention: int) -> None:
-    likelihood = toy(gain=0.7, dtype=torch.float32, attention=attention)
+def test_bf16_agrees_with_float32() -> None:
+    likelihood = toy(gain=0.7, dtype=torch.float32)
     parameters = parameters_for(likelihood, 1, 1, 64, 26, 26)
     image, _ = likelihood.draw(parameters.flatten(0, 2), torch.rand(64, 26, 26))
     x = image.unsqueeze(0)
@@ -171,41 +161,3 @@ def test_bf16_agrees_with_float32(attention: int) -> None:
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     assert abs((rounded - exact).mean()) < 0.05  # nats, of some hundred
-
-
-# --- attention --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("place", [(0, 0), (3, 2)])
-def test_attention_is_the_softmax_of_its_equation(place: tuple[int, int]) -> None:
-    """Over blocks of 2 x 2 pixels, of an image with odd sides, one pixel after the other."""
-    torch.manual_seed(1)
-    attention, (n, height, width) = MemoryAttention(5, 8, 4).double(), (2, 5, 7)
-    maps = torch.randn(n, attention.channels, height, width, dtype=torch.float64)
-    query = 2 * torch.randn(n, height - place[0], width - place[1], 8 - 1, dtype=torch.float64)
-    found = attention(query, maps, place)
-    whole = torch.zeros(n, attention.channels, 6, 8, dtype=torch.float64)
-    whole[..., :height, :width] = maps
-    precision = attention.log_precision.exp()
-    for i, row, column in product(range(n), range(query.shape[1]), range(query.shape[2])):
-        exponents, values = [], []
-        for top, left in product(range(0, 6, 2), range(0, 8, 2)):
-            numbers = whole[i, :, top : top + 2, left : left + 2].flatten()  # [2 D]
-            key, value = numbers[:8], numbers[8:]
-            looked_at = torch.tensor([place[0] + row, place[1] + column]) + query[i, row, column, 5:]
-            distance = looked_at - torch.tensor([top + 0.5, left + 0.5], dtype=torch.float64)
-            exponents.append(query[i, row, column, :5] @ key[:5] - precision / 2 * distance.square().sum())
-            values.append(value)
-        expected = attention.output(torch.stack(exponents).softmax(0) @ torch.stack(values))
-        torch.testing.assert_close(found[i, row, column], expected, rtol=1e-9, atol=1e-9)
-
-
-@with_attention
-def test_only_with_attention_a_pixel_sees_the_whole_memory_image(attention: int) -> None:
-    likelihood = toy(gain=0.7, attention=attention)
-    parameters = parameters_for(likelihood, 1, 12, 12).requires_grad_()
-    x = torch.zeros(1, 1, 12, 12, dtype=torch.float64)
-    first = likelihood.logits(parameters, likelihood.context(x).flatten(0, 1))[0, 0, 0]
-    (gradient,) = torch.autograd.grad(first, parameters)
-    seen = (gradient != 0).any(1).squeeze(0)  # [H, W]
-    assert seen.all() if attention else seen.sum() == 1

@@ -30,7 +30,7 @@ def soft(kind: str = "bernoulli", gain: float = 0.7) -> SoftRead:
     model = parsers.build_model(small_config(Path("runs"), *overrides), CPU).double()
     assert isinstance(model, SoftRead)
     torch.manual_seed(7)
-    draw_weights(model, gain, but="dummies")
+    draw_weights(model, gain)
     return model
 
 

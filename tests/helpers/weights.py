@@ -3,9 +3,9 @@
 from torch import nn
 
 
-def draw_weights(module: nn.Module, gain: float, but: str) -> None:
-    """Draw all weights, but those whose names end in `but`, such that signals neither die nor explode."""
+def draw_weights(module: nn.Module, gain: float) -> None:
+    """Draw all weights but the dummies such that signals neither die nor explode."""
     for name, value in module.named_parameters():
-        if not name.endswith(but):
+        if not name.endswith("dummies"):
             inputs = value[0].numel() if value.dim() > 1 else 4
             nn.init.normal_(value, std=gain * (2 / inputs) ** 0.5)
