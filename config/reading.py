@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from config import strict_yaml
 from config.comparing import below
 from config.config import Config
-from config.constraints import Problem, contradictions, episode_spec
+from config.constraints import Problem, contradictions
 from config.schema import KINDS, PathText, Section, of_kind, section_of
 from config.strict_yaml import StrictYamlError, quoted, shown
 from data.registry import DATA_SETS
@@ -50,7 +50,7 @@ class ConfigError(UserError):
 
 
 class _Layer(NamedTuple):
-    """A file, or an override, which replaces what is below its key."""
+    """A file, or an override, which replaces what is below its key: `--set model.causal={}` leaves nothing there."""
 
     source: str
     raw: Raw
@@ -113,45 +113,28 @@ def _override(text: str) -> _Layer:
 def _resolve(layers: list[_Layer], overrides: Sequence[str]) -> Config:
     """The configuration of layers, of which later ones win."""
     layers = [*layers, *map(_override, overrides)]
-    merged, parted = _merged(layers)
+    merged = _merged(layers)
     problems = [*_correct_keys(merged, Config), *_place(merged)]
     inherited = _inherit(merged)
     sections = {name: section for name in Config.model_fields if (section := _validated(name, merged, problems))}
     problems += contradictions(sections)
     if problems:
         raise ConfigError("\n".join(_told(problems, inherited, layers)))
-    config = Config(**sections)
-    if parted and config.train_data.held_out_classes:
-        memories = episode_spec(config.train_data).in_words, episode_spec(config.val_data).in_words
-        text = (
-            "%s: training now has memories of %s, but validation still of %s; val_data says so, and can be changed too"
-        )
-        _log.warning(text, parted, *memories)
-    return config
+    return Config(**sections)
 
 
-def _merged(layers: Sequence[_Layer]) -> tuple[Raw, str]:
-    """All layers in one mapping, and the source that parted the memories of training from those of validation.
-
-    It changed the former alone, and they had been equal; "" where there is none.
-    """
+def _merged(layers: Sequence[_Layer]) -> Raw:
+    """All layers in one mapping."""
     merged: Raw = {}
-    parted = ""
     for source, raw, replaces in layers:
         _modernise(raw, source)
-        train, val = _memories(merged)
         parent, _, last = replaces.rpartition(".")
         _section(merged, parent).pop(last, None)
         if "output" in raw:  # the paths of earlier layers are those of another run
             for parent, name in IN_OUTPUT:
                 _section(merged, parent).pop(name, None)
         _merge(merged, raw, () if replaces else _KEYS_OF_A_KIND)
-        train_now, val_now = _memories(merged)
-        if val_now != val or train_now == val_now:
-            parted = ""
-        elif train == val:
-            parted = source
-    return merged, parted
+    return merged
 
 
 def _told(problems: Sequence[Problem], inherited: Collection[str], layers: Sequence[_Layer]) -> Iterator[str]:
@@ -270,15 +253,6 @@ def _inherit(raw: Raw) -> set[str]:
             composed = any(key in section for key in _ALTERNATIVES)
             section |= {key: train[key] for key in left_out if key in train and not (composed and key in _ALTERNATIVES)}
     return inherited
-
-
-def _memories(raw: Raw) -> tuple[Raw, Raw]:
-    """The composition of the memories of training and validation."""
-    raw = {name: dict(_section(raw, name)) for name in ("train_data", "val_data")}
-    _inherit(raw)
-    keys = ("timesteps", "exact", *_ALTERNATIVES)
-    train, val = ({key: raw[name].get(key) for key in keys} for name in ("train_data", "val_data"))
-    return train, val
 
 
 def _source_of(path: str, layers: Sequence[_Layer]) -> str:

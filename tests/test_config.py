@@ -843,35 +843,6 @@ def test_alternative_keys_are_exchanged_by_two_overrides() -> None:
     assert (c.train_data.max_img_per_class, c.train_data.max_batch_cls) == (None, 2)
 
 
-# --- memories of training and of validation ---------------------------------------------------------------------------
-
-TRAIN, VAL = "train_data: {timesteps: 8, targets_per_memory: 2}", "val_data: {timesteps: 8}"
-BOTH = "val_data: {batch_size: 256, timesteps: 32}"
-
-
-@pytest.mark.parametrize(
-    ("base", "file", "overrides", "warned"),
-    [
-        (BOTH, TRAIN, [], True),  # validation is left at 32
-        (BOTH, "", ["train_data.timesteps=8", "train_data.targets_per_memory=2"], True),
-        (BOTH, f"{TRAIN}\n{VAL}", [], False),  # both are changed
-        (BOTH, TRAIN, ["val_data.timesteps=8"], False),
-        (BOTH, f"{TRAIN}\nval_data: {{timesteps: 4}}", [], False),  # a file says both
-        ("val_data: {batch_size: 256, timesteps: 4}", TRAIN, [], False),  # they were never the same
-        ("val_data: {batch_size: 256}", TRAIN, [], False),  # validation follows
-        (f"{BOTH}\n#", f"{TRAIN[:-1]}, held_out_classes: 0}}", [], False),  # there is no validation
-    ],
-)
-def test_memories_that_part_by_inheritance_are_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, base: str, file: str, overrides: list[str], warned: bool
-) -> None:
-    (tmp_path / "base.yaml").write_text(re.sub(r"(?m)^val_data:.*\n  batch_size: 256.*$", base, VMA))
-    (tmp_path / "mine.yaml").write_text(f"base: base.yaml\n{file}\n")
-    config.load(tmp_path / "mine.yaml", overrides)
-    said = "training now has memories of 8 images, 4 of each of 2 classes, but validation still of 32 images, 4 of each"
-    assert [said in record.getMessage() for record in caplog.records] == [True] * warned
-
-
 # --- where the files of a run go --------------------------------------------------------------------------------------
 
 
