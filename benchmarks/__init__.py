@@ -1,1 +1,1 @@
-"""Measures speed and memory: `python -m benchmarks.throughput`.  The program itself needs nothing of this."""
+"""Measures speed, memory and time to a bound.  The program itself needs nothing of this."""

@@ -1,173 +1,132 @@
-"""Throughput, share of the floor, peak memory, growth, start and processes, in one table.
+"""How many targets a second a configuration trains on and tests, and the memory that takes.
 
-    python -m benchmarks.throughput [--config configs/vma.yaml] [--device cpu] [--naive FILE]
+    python -m benchmarks.throughput --config configs/quickstart.yaml --device cpu
 
-prints the table, and writes all that was measured into `runs/throughput/<device>.json`.
+times whole training steps and, with random weights, whole batches of the test with the smallest and the largest
+memories of its grid; a first stretch of each is not counted.  Only `--output` is written.
 """
 
 import argparse
 import json
-import os
 import platform
 import re
+import resource
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch.distributions import Distribution
+from tqdm import trange
 
-from benchmarks import parts
-from benchmarks.work import Benchmark
+import config as configuration
+import evaluator
+import parsers
+from commands import Session, summary, train
+from config import Config
 from reports.tables import markdown_table
-from run import Parser, standalone
-from run import device as device_name
-from runtime.devices import device_of
-from runtime.errors import DataError, UserError, sentence, status_of
+from run import Parser, device, pathname, standalone
 from runtime.files import write_atomically
+from runtime.signals import StopRequest
+from studies import program
 
-Results = Mapping[str, Any]
-
-PARTS = ("speed", "growth", "start", "processes")
-_CPU_BATCH = 32  # targets in a step, few enough for the naive program too
+STRETCHES = 5
+SECONDS = 2.0  # of a stretch, at least
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 1 where a part gave no numbers."""
+    """The exit status."""
     p = Parser(prog="python -m benchmarks.throughput", allow_abbrev=False, description=__doc__.splitlines()[0])
-    p.add_argument("--config", type=Path, default=Path("configs/vma.yaml"), metavar="YAML", help="what is measured")
-    p.add_argument("--device", type=device_name, default="auto", metavar="auto|cpu|cuda|cuda:N", help="where")
-    p.add_argument("--naive", type=Path, metavar="FILE", help="a program to compare with, which prints its rates")
-    p.add_argument("--seconds", type=float, default=5.0, metavar="S", help="length of a measurement (5)")
-    p.add_argument("--rounds", type=int, default=3, metavar="R", help="measurements of each rate (3)")
-    p.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured, all by default")
-    p.add_argument("--output", type=Path, default=Path("runs/throughput"), metavar="DIR", help="where files go")
+    p.add_argument("--config", type=pathname, default=Path("configs/vma.yaml"), metavar="YAML", help="what is measured")
+    p.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda|cuda:N", help="where")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                   help=f"override a key; without one train_data.batch_size is {_CPU_BATCH} on the CPU")  # fmt: skip
-    args = p.parse_args(arguments)
-    if not (args.rounds > 0 and args.seconds > 0):
-        p.error("--rounds and --seconds must be positive")
-    try:
-        return execute(args)
-    except (UserError, OSError, MemoryError) as error:
-        print(sentence(error), file=sys.stderr)
-        return status_of(error)
+                   help="override a key, such as train_data.batch_size=32; may be repeated")  # fmt: skip
+    p.add_argument("--root", metavar="DIR", help="where the data is")
+    p.add_argument("--output", type=pathname, metavar="JSON", help="a file for the numbers (none)")
+    return program.status(execute, p.parse_args(arguments))
 
 
-def execute(args: argparse.Namespace) -> int:
-    """The exit status.  Raises UserError, OSError."""
-    if args.naive and not args.naive.is_file():
-        raise DataError(f"--naive {args.naive}: there is no such file; name a program that prints its rates")
-    device = device_of("auto", args.device)
-    batch = [f"train_data.batch_size={_CPU_BATCH}"] if device.type == "cpu" else []
-    benchmark = Benchmark(args.config, (*batch, *args.overrides), device, args.rounds, args.seconds, args.naive)
-    if benchmark.config.train_data.mixture:
-        raise UserError("train_data.mixture: its steps differ in work; measure with --set train_data.mixture=null")
-    if "growth" in args.parts:
-        parts.plan(benchmark)  # what is wrong shows before minutes of measuring
-    results = {"complete": False} | described(benchmark)
-    name = re.sub(r"[^a-z0-9]+", "-", results["hardware"].get("gpu", "cpu").lower()).strip("-")
-    path = args.output / f"{name}.json"
-    for part in args.parts:
-        parts.say(f"--- {part}")
-        try:
-            results[part] = getattr(parts, f"measure_{part}")(benchmark)
-        except parts.BenchmarkError as error:  # what the other parts took minutes to measure is not lost
-            results[part] = {"error": str(error)}
-        results["complete"] = all("error" not in results.get(one, "error") for one in args.parts)
-        write_atomically(path, (json.dumps(results, indent=2) + "\n").encode())
-    print(f"{table(results)}written: {path}")
-    return 0 if results["complete"] else 1
+def execute(args: argparse.Namespace, stop: StopRequest) -> None:
+    """Measure and print.  Raises UserError, DataError, OSError, NonFiniteError."""
+    more = [*args.overrides, "train_spec.scheduler=null"]  # some refuse more steps than the training has
+    config = configuration.load(args.config, [*configuration.overrides(args.root), *more])
+    session = Session(config, stop, args.device)
+    where = session.device_for(config.train_spec)
+    cells = sorted(config.test_cells, key=lambda cell: cell[::-1])  # by the size of the memory
+    rows = [measured(*testing(config, where, *cell), where) for cell in dict.fromkeys([cells[0], cells[-1]])]
+    rows.append(measured(*training(session), where))  # last: a resident set that has grown does not shrink
+    found = {"config": str(args.config), "overrides": args.overrides, "machine": machine(where), "rows": rows}
+    what = " ".join([str(args.config), *args.overrides])
+    title = f"{what}: {config.train_spec.precision}, training with {summary.memories(config)}"
+    header = f" | targets/s, median of {STRETCHES} | slowest | fastest | targets a core-second | peak memory, MiB"
+    lines = [" | ".join(f"{one:,.2f}" if isinstance(one, float) else one or "" for one in row.values()) for row in rows]
+    print(markdown_table(f"{found['machine']}\n{title}", header, lines), end="")
+    if args.output:
+        write_atomically(args.output, (json.dumps(found, indent=2) + "\n").encode())
 
 
-def described(benchmark: Benchmark) -> dict[str, Any]:
-    """What was measured, how, when and on what."""
-    config, data = benchmark.config, benchmark.config.train_data
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    settings = {
-        "config": str(benchmark.path),
-        "overrides": list(benchmark.overrides),
-        "images": data.kind,
-        "side": {"unit": "pixels", "value": data.resize},
-        "batch": {"unit": "targets", "value": data.batch_size},
-        "memory": {"unit": "images", "value": data.timesteps},
-        "precision": config.train_spec.precision,
-        "rounds": benchmark.rounds,
-        "seconds": {"unit": "s", "value": benchmark.seconds},
-        "naive": benchmark.naive.name if benchmark.naive else None,
+def training(session: Session) -> tuple[str, Callable[[], int]]:
+    """Name and function of what `run.py --train` does in a step; the function returns how many targets it did."""
+    trainer = train.build_trainer(session)
+    return f"training, {trainer.train.batch_size} targets a step", lambda: trainer.step()["bound"].numel()
+
+
+def testing(config: Config, where: torch.device, classes: int, memory: int) -> tuple[str, Callable[[], int]]:
+    """The same of as many targets of a cell as `run.py --test` has at once."""
+    Distribution.set_default_validate_args(False)  # both as for every test
+    torch.backends.cudnn.allow_tf32 = False
+    spec, name = config.test_spec, configuration.cell_name(classes, memory)
+    model, images = parsers.build_model(config, where).eval(), parsers.test_images(config, where)
+    at_once = spec.chunk if spec.samples else max(1, memory)  # samples, or addresses, of a target
+    batch, chunk = evaluator.sizes_at_once(where, config.test_data.batch_size, at_once)
+    few = spec.model_copy(update={"targets": min(batch, spec.targets or len(images.images))})
+    episodes = parsers.grid_episodes(config.model_copy(update={"test_spec": few}), images, classes, memory)
+    given = (model, episodes, ("test", spec.seed, name), spec.samples, batch, chunk, lambda done: None)
+    return f"{spec.title}, {name}", lambda: len(evaluator.evaluate_cell(*given)["bound"])
+
+
+def measured(name: str, work: Callable[[], int], where: torch.device) -> dict[str, str | float | None]:
+    """Targets a second of wall time, and on a CPU of processor time; MiB at the peak."""
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    _, *found = [stretch(work, where) for _ in trange(1 + STRETCHES, desc=name, leave=False, dynamic_ncols=True)]
+    rates = [targets / wall for targets, wall, _ in found]
+    per_core = statistics.median(targets / processor for targets, _, processor in found)
+    return {
+        "name": name,
+        "targets_per_s": statistics.median(rates),
+        "slowest": min(rates),
+        "fastest": max(rates),
+        "targets_per_core_second": per_core if where.type == "cpu" else None,
+        "peak_mib": peak(where),
     }
-    hardware: dict[str, Any] = {
-        "cpu": next(iter(re.findall(r"^model name\s*: (.+)$", info, re.MULTILINE)), platform.machine()),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),  # macOS
-        "threads": torch.get_num_threads(),
-    }
-    software = {"python": platform.python_version(), "torch": torch.__version__}
-    if benchmark.device.type == "cuda":
-        hardware["gpu"] = torch.cuda.get_device_name(benchmark.device)
-        software["cuda"] = str(torch.version.cuda)
-    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return {"date": date, "settings": settings, "hardware": hardware, "software": software}
 
 
-# --- the table for people ---------------------------------------------------------------------------------------------
+def stretch(work: Callable[[], int], where: torch.device) -> tuple[int, float, float]:
+    """Targets, seconds and processor seconds, of all threads, of as many calls as take SECONDS."""
+    targets, wall, processor = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - wall < SECONDS:
+        targets += work()
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+    return targets, time.perf_counter() - wall, time.process_time() - processor
 
 
-def table(results: Results) -> str:
-    """Markdown: the settings, then a table for each part that was measured."""
-    hardware, software, settings = results["hardware"], results["software"], results["settings"]
-    machine = hardware.get("gpu", f"{hardware['cpu']}, {hardware['threads']} threads")
-    cuda = f", CUDA {software['cuda']}" if "cuda" in software else ""
-    side, batch, memory, seconds = (settings[name]["value"] for name in ("side", "batch", "memory", "seconds"))
-    text = (
-        f"{machine}; torch {software['torch']}{cuda}; {results['date']}\n"
-        f"{settings['config']}: {settings['images']}, {side} x {side}, training with batch {batch}, M = {memory}; "
-        f"medians of {settings['rounds']} rounds of {seconds:g} s\n"
-    )
-    for name, (header, lines_of) in _TABLES.items():
-        if "error" in (part := results.get(name, {})):
-            text += f"\n{name}: not measured: {part['error']}\n"
-        elif part:
-            text += markdown_table("", header, lines_of(part))
-    return text
+def peak(where: torch.device) -> float:
+    """MiB: the most that was allocated on a GPU, or else the largest resident set of this process so far."""
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _speed(part: Results) -> list[str]:
-    lines = []
-    for row in part.values():
-        naive = (_number(row["naive"]["median"]), f"{row['times_naive']:.2f}") if row["naive"] else ("", "")
-        floor = _number(row["networks_alone"]["median"]), f"{row['share_of_floor']:.3f}"
-        lines.append(" | ".join([row["title"], _number(row["ours"]["median"]), *naive, *floor]))
-    return lines
-
-
-def _growth(part: Results) -> list[str]:
-    form = "{fixed} | {axis} = {value} | {rate} | {peak:.0f} | {before:.0f}"
-    points = [(one, point) for one in part.values() for point in one["points"]]
-    return [form.format_map({**one, **point, "rate": _number(point["targets_per_s"])}) for one, point in points]
-
-
-def _start(part: Results) -> list[str]:
-    whole, imports = part["to_first_step"]["median"], part["imports"]["median"]
-    return [f"whole | {whole:.2f}", f"imports | {imports:.2f}", f"rest | {whole - imports:.2f}"]
-
-
-def _processes(part: Results) -> list[str]:
-    times = part["times_one_process"]
-    return [f"{n} ({part['backend']}) | {_number(r['median'])} | {times[n]:.2f}" for n, r in part["rates"].items()]
-
-
-_TABLES = {
-    "speed": ("targets/s | ours | naive | ours / naive | networks alone | share of the floor", _speed),
-    "growth": ("growth | | targets/s | peak memory, MiB | of it before the first step", _growth),
-    "start": ("to the end of the first step, data packed, without validation | seconds", _start),
-    "processes": ("processes | targets/s | times one process", _processes),
-}
-
-
-def _number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def machine(where: torch.device) -> str:
+    """The hardware and the versions, on a line."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""  # Linux
+    cpu = next(iter(re.findall(r"^model name\s*: (.+)$", info, re.MULTILINE)), platform.machine())
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{cpu}, threads: {torch.get_num_threads()}"
+    return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":
