@@ -68,10 +68,11 @@ def test_the_model_card_has_size_and_digest_of_every_file() -> None:
 def test_the_model_card_has_the_bounds_of_the_tables() -> None:
     listed = card("How good they are")
     assert listed.keys() == {path.stem for path in WEIGHTS}
-    for name, (classes, metric, *bounds, link) in listed.items():
+    for name, (classes, targets, metric, *bounds, link) in listed.items():
         with (ROOT / "results" / name / "results.csv").open(newline="") as file:
             found = {row["timesteps"]: row for row in csv.DictReader(file) if row["max_batch_cls"] == "1"}
         column, _, samples = metric.partition("@")
+        assert {targets} == {f"{int(row['targets']):,}" for row in found.values()}
         assert bounds == [f"{float(found[m][column]):.2f}" for m in ("1", "5", "19")]
         assert samples == found["1"].get("importance_num", "") and f"results/{name}/" in link
         config = configuration.load(ROOT / "configs" / f"{name}.yaml")
