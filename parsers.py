@@ -166,8 +166,8 @@ def build_model(config: Config, device: torch.device) -> MemoryModel:
 def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
     model, spec, side = config.model, config.train_spec, config.train_data.resize
     latent, hidden = model.latent_dim, model.head_hidden
-    code = latent or model.matching_dim  # of the memory image
-    features = 2 * code
+    code = latent or model.matching_dim  # of the memory image; as wide as z, or else as an embedding
+    features = 2 * code  # as published
     placements = Placements(model.max_shift, model.scales)
     p_x = ImageLikelihood if latent else LatentFreeImageLikelihood
     return VMA(
