@@ -24,7 +24,7 @@ import parsers
 from commands import Session, train
 from config import Config
 from reports.estimates import estimate
-from reports.plots import png
+from reports.plots import blank, png
 from reports.tables import comma_separated
 from run import Parser, pathname, standalone
 from runtime import checkpoints
@@ -174,14 +174,11 @@ def said(name: str, rows: Sequence[Row], target: float | None) -> str:
 
 def draw(args: argparse.Namespace) -> bytes:
     """Nats against core-hours for every csv file in --output -> a PNG."""
-    from matplotlib.figure import Figure
-
     found = [row for path in sorted(args.output.glob("*.csv")) for row in read(path)]
     rows = [row | {"core_hours": row["core_seconds"] / HOUR} for row in found]
-    figure = Figure((7, 4.5))
+    figure = blank(7, 4.5)
     axis = figure.subplots()
-    names = {row["config"]: row["config"] for row in rows}
-    program.draw_lines(axis, rows, "config", "core_hours", "nats", "stderr", names)
+    program.draw_lines(axis, rows, "config", "core_hours", "nats", "stderr")
     if args.target is not None:
         axis.axhline(args.target, color="0.4", linestyle=":", label=f"{args.target:g} nats")
         axis.legend(fontsize=8)

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,31 @@ Row = Mapping[str, float | int]  # of the table
 
 _PARTIAL = ", partial"  # after the name of a cell of which only the first targets are done
 _CLASS_NAMES = "class_names"  # [C], by the number that `target_class` is
-_LARGEST = 1 << 28  # bytes; a cell of 13,180 targets takes 527 kB
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file of cells holds; nothing where it cannot be read."""
+
+    key: str  # what the cells were computed from, as text; empty where there are none
+    every: Mapping[str, PerTarget]  # by name, partial ones too
+    class_names: tuple[str, ...]  # that `target_class` numbers; none where the file does not say them
+
+    @property
+    def cells(self) -> dict[str, PerTarget]:
+        """The finished ones, by name."""
+        return {name: values for name, values in self.every.items() if not name.endswith(_PARTIAL)}
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the cells were computed from.  If all but "weights" is equal, bounds compare target by target."""
+        return json.loads(self.key)
+
+    @property
+    def weights_digest(self) -> str:
+        """That of the weights which the cells were computed with; "" where these have none."""
+        weights = str(self.origin["weights"])
+        return weights if re.fullmatch("[0-9a-f]{64}", weights) else ""  # a table of counts is no checkpoint
 
 
 class CellStore:
@@ -37,7 +62,8 @@ class CellStore:
 
     def __init__(self, output_file: Path, origin: str, class_names: Sequence[str] = ()) -> None:
         self.path, self._origin, self._class_names = output_file.with_suffix(".npz"), origin, class_names
-        self._cells = {name: values for name, (of, values) in _whole_cells(_arrays(self.path)).items() if of == origin}
+        stored = load_cells(self.path)
+        self._cells = dict(stored.every) if stored.key == origin else {}
         self.is_empty = not self._cells  # as found
 
     def get(self, cell: str) -> PerTarget | None:
@@ -68,37 +94,20 @@ class CellStore:
         write_atomically(self.path, npz(arrays))
 
 
-def load_cells(path: Path) -> dict[str, PerTarget]:
-    """The finished cells in the file `path`, by name, of whatever origin; none where it cannot be read."""
-    return {name: values for name, (_, values) in _whole_cells(_arrays(path)).items() if not name.endswith(_PARTIAL)}
-
-
-def load_class_names(path: Path) -> tuple[str, ...]:
-    """The names of the classes that `target_class` numbers in the file `path`; none where it does not say them."""
-    names = _arrays(path).get(_CLASS_NAMES, np.array([]))
-    return tuple(names.tolist()) if names.ndim == 1 and names.dtype.kind == "U" and names.itemsize else ()
-
-
-def load_origin(path: Path) -> dict[str, Any]:
-    """What the cells in the file `path` were computed from.
-
-    Bounds of different weights can be compared target by target where all but "weights" is equal.
-    """
-    origin, _ = next(iter(_whole_cells(_arrays(path)).values()))
-    found: dict[str, Any] = json.loads(origin)
-    return found
-
-
-def load_weights_digest(path: Path) -> str:
-    """The digest of the weights that the cells in the file `path` were computed with; "" where these have none."""
-    weights = str(load_origin(path)["weights"])
-    return weights if re.fullmatch("[0-9a-f]{64}", weights) else ""  # a table of counts is no checkpoint
+def load_cells(path: Path) -> Stored:
+    """The cells in the file `path` of which nothing is missing and whose origin is that of the first."""
+    whole = _whole_cells(arrays := _arrays(path))
+    key = next((of for of, _ in whole.values()), "")
+    names = arrays.get(_CLASS_NAMES, np.array([]))
+    known = names.ndim == 1 and names.dtype.kind == "U" and names.itemsize
+    every = {name: values for name, (of, values) in whole.items() if of == key}
+    return Stored(key, every, tuple(names.tolist()) if known else ())
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     """All that is in the file; nothing where it cannot be read."""
     try:
-        return load_npz(path, _LARGEST)
+        return load_npz(path)
     except FileNotFoundError:
         return {}
     except Exception as error:  # readers of damaged files raise almost anything

@@ -17,10 +17,9 @@ import numpy as np
 
 import config as configuration
 from config import Config, cell_name
-from evaluator import PerTarget
-from reports.cells import Row, described, load_cells, load_class_names, load_origin, table_rows
+from reports.cells import Row, Stored, described, load_cells, table_rows
 from reports.estimates import alphabets_of, estimate
-from reports.plots import draw_rows, memory_axis, png
+from reports.plots import blank, draw_rows, memory_axis, png
 from reports.tables import markdown_table
 from runtime.errors import DataError, UserError, status_of
 from runtime.files import write_atomically
@@ -36,8 +35,7 @@ class Table:
 
     name: str
     config: Config
-    cells: Mapping[str, PerTarget]
-    class_names: Sequence[str]
+    stored: Stored
     targets: Mapping[str, object]  # what says which targets and memories these were
     rows: Sequence[Row]
 
@@ -62,27 +60,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read(path: Path) -> Table:
     """The test whose table is `path`.  Raises UserError, DataError."""
-    config, stored = configuration.load(path.with_suffix(".resolved.yaml")), path.with_suffix(".npz")
-    cells, names = load_cells(stored), load_class_names(stored)
-    rows = table_rows(cells, config, names)
-    if not rows:
-        raise DataError(f"{stored}: no finished cell of the grid in {path.with_suffix('.resolved.yaml')}")
-    origin = load_origin(stored)
-    targets = {key: origin.get(key, default) for key, default in _TARGETS.items()}
-    return Table(str(path.with_suffix("")), config, cells, names, targets, rows)
+    resolved, npz = path.with_suffix(".resolved.yaml"), path.with_suffix(".npz")
+    config, stored = configuration.load(resolved), load_cells(npz)
+    if not (rows := table_rows(stored.cells, config, stored.class_names)):
+        raise DataError(f"{npz}: no finished cell of the grid in {resolved}")
+    targets = {key: stored.origin.get(key, default) for key, default in _TARGETS.items()}
+    return Table(str(path.with_suffix("")), config, stored, targets, rows)
 
 
 def differences(first: Table, other: Table) -> list[Row]:
     """How many nats `other` is better than `first` in each cell that both have; none where the targets are others."""
     rows: list[Row] = []
     for c, m in first.config.test_cells:
-        a, b = (table.cells.get(cell_name(c, m)) for table in (first, other))
+        a, b = (table.stored.cells.get(cell_name(c, m)) for table in (first, other))
         if a is None or b is None or first.targets != other.targets:
             continue
         classes = a["target_class"]
         if not np.array_equal(classes, b["target_class"]):
             continue
-        gain = estimate(b["bound"] - a["bound"], classes, alphabets_of(classes, first.class_names))
+        gain = estimate(b["bound"] - a["bound"], classes, alphabets_of(classes, first.stored.class_names))
         rows.append({
             "max_batch_cls": c, "timesteps": m, "gain": gain.mean, "stderr": gain.stderr,
             "stderr_new_classes": gain.stderr_new_classes, "targets": len(classes),
@@ -113,10 +109,8 @@ def markdown(tables: Sequence[Table]) -> str:
 
 def plot(tables: Sequence[Table]) -> bytes:
     """All tables, and beside them the paired differences to the first, against memory size -> a PNG file."""
-    from matplotlib.figure import Figure
-
     gains = [differences(tables[0], other) for other in tables[1:]]
-    figure = Figure((12 if any(gains) else 7, 4.5))
+    figure = blank(12 if any(gains) else 7, 4.5)
     axes = figure.subplots(1, 2 if any(gains) else 1, squeeze=False)[0]
     for number, table in enumerate(tables):
         spec = table.config.test_spec

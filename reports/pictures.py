@@ -5,7 +5,6 @@ A sample (a, z) of p(a|M) p(z|m_a) is shown by the pixel means of p(x|z,m_a), or
 `G` memories · `T` targets · `M` images in a memory · `S` slots, M and the dummies · `H W` image.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,14 @@ from torch import Tensor
 
 from data.episodes import Episodes, GridEpisodes
 from models.base import MemoryModel
+from reports.plots import blank, png
 from runtime.files import write_atomically
 from runtime.randomness import StepNoise
 
 _MEMORIES = 6
 _SAMPLES = 8
 _MOST_SHOWN = 16  # images of a memory
+_DPI = 150
 
 
 def spread(episodes: GridEpisodes) -> Episodes:
@@ -46,14 +47,16 @@ def write_samples(
     path: Path, model: MemoryModel, episodes: Episodes, training: Tensor | None, noise: StepNoise
 ) -> None:
     """One PNG of the episodes, with the images `training` uint8 [N, H, W] that are nearest to the samples, if any."""
-    write_atomically(path, _png(_sheet(model, episodes, noise, training)))
+    write_atomically(path, png(_sheet(model, episodes, noise, training), _DPI))
 
 
 def episode_picture(model: MemoryModel, episodes: Episodes, noise: StepNoise) -> np.ndarray:
     """The same of the first memories of a batch, without neighbours -> uint8 [h, w, 3]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(_sheet(model, first_targets(episodes), noise, None))
+    figure = _sheet(model, first_targets(episodes), noise, None)
+    figure.tight_layout()
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
@@ -66,8 +69,6 @@ def first_targets(episodes: Episodes) -> Episodes:
 
 def _sheet(model: MemoryModel, episodes: Episodes, noise: StepNoise, training: Tensor | None) -> Any:
     """A row for each memory: its images, the target with the picked image and reconstruction, samples, neighbours."""
-    from matplotlib.figure import Figure
-
     memory = episodes.memory
     reconstruction, a = model.reconstruct(episodes.x, memory, noise)
     inferred = {"target": episodes.x}
@@ -85,14 +86,13 @@ def _sheet(model: MemoryModel, episodes: Episodes, noise: StepNoise, training: T
         columns["training image nearest to each sample"] = nearest(samples, training).transpose(0, 1)
     columns = {title: block for title, block in columns.items() if block.shape[1]}
     widths = [block.shape[1] for block in columns.values()]
-    figure = Figure((0.45 * sum(widths) + 1, 0.45 * len(memory) + 1.1))
+    figure = blank(0.45 * sum(widths) + 1, 0.45 * len(memory) + 1.1)
     (axes,) = figure.subplots(1, len(columns), width_ratios=widths, squeeze=False)
     for axis, (title, block) in zip(axes, columns.items(), strict=True):
-        _draw(axis, _tile(block), title, 8)
+        draw(axis, tile(block), title, size=8)
     size = memory.shape[1]
     some = f", {_MOST_SHOWN} of each shown" if size > _MOST_SHOWN else ""
     figure.suptitle(f"memories of {size} image{'' if size == 1 else 's'}{some}", fontsize=9)
-    figure.tight_layout()
     return figure
 
 
@@ -130,33 +130,36 @@ class MemorySheet:
 
     def write(self, path: Path) -> None:
         """A PNG file.  Raises OSError."""
-        from matplotlib.figure import Figure
-
         slots = [self.caption(slot) for slot in range(len(self.slots))]
         if self.p_a is not None:
             slots = [f"{name}\np(a|x,M) = {p:.2f}" for name, p in zip(slots, self.p_a.tolist(), strict=True)]
-        origins = (
-            [""] * len(self.samples) if self.picked is None else [f"from {self.name(a)}" for a in self.picked.tolist()]
-        )
+        picked = [] if self.picked is None else self.picked.tolist()
+        origins = [f"from {self.name(a)}" for a in picked] or [""] * len(self.samples)
         blocks = [(self.title, self.slots, slots), (self.samples_title, self.samples, origins)]
         blocks += [(caption, image[None], [""]) for caption, image in self.target.items()]
         rows = [-(-len(images) // _PER_ROW) for _, images, _ in blocks]
-        figure = Figure((1.25 * _PER_ROW, 1.55 * sum(rows) + 0.4 * len(rows)), layout="constrained")
+        figure = blank(1.25 * _PER_ROW, 1.55 * sum(rows) + 0.4 * len(rows), layout="constrained")
         parts = figure.subfigures(len(blocks), 1, height_ratios=[1.55 * row + 0.4 for row in rows], squeeze=False)
         for part, row, (title, images, captions) in zip(parts[:, 0], rows, blocks, strict=True):
             part.suptitle(_plain(title), fontsize=11)
             axes = part.subplots(row, _PER_ROW, squeeze=False).flatten()
             for axis, image, caption in zip(axes, images, captions, strict=False):
-                _draw(axis, _tile(image[None, None]), caption, 9)
+                draw(axis, tile(image[None, None]), caption, size=9)
             for axis in axes[len(images) :]:
                 axis.axis("off")
-        write_atomically(path, _png(figure))
+        write_atomically(path, png(figure, _DPI))
 
 
-def _draw(axis: Any, ink: np.ndarray, title: str, size: int) -> None:
-    axis.imshow(_black_on_white(ink), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axis.set_title(_plain(title), fontsize=size)
-    axis.axis("off")
+def draw(axis: Any, ink: Tensor, title: str, frame: str | None = None, size: int = 10) -> None:
+    """Ink [H, W], 0 to 1, black on white under its title; with `frame`, a line of that colour around it."""
+    grey = (255 * (1 - ink.clamp(0, 1))).round().byte().numpy(force=True)
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.set_title(_plain(title), fontsize=size, color=frame or "black")
+    if frame is None:
+        axis.axis("off")
+    else:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_color(frame)
 
 
 def _plain(text: str) -> str:
@@ -164,19 +167,8 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _png(figure: Any) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
-    return content.getvalue()
-
-
-def _tile(block: Tensor) -> np.ndarray:
-    """[G, n, H, W] -> one image [G (H + 2), n (W + 2)], framed by half-tone lines."""
-    framed = F.pad(block.clamp(0, 1), (1, 1, 1, 1), value=0.4)
+def tile(block: Tensor, ink: float = 0.4) -> Tensor:
+    """[G, n, H, W] -> one image [G (H + 2), n (W + 2)], framed by lines of so much ink."""
+    framed = F.pad(block, (1, 1, 1, 1), value=ink)
     g, n, h, w = framed.shape
-    return framed.permute(0, 2, 1, 3).reshape(g * h, n * w).cpu().numpy()
-
-
-def _black_on_white(ink: np.ndarray) -> np.ndarray:
-    """Ink in [0, 1] -> uint8, black on white."""
-    return (255 * (1 - ink)).round().astype(np.uint8)
+    return framed.permute(0, 2, 1, 3).reshape(g * h, n * w)

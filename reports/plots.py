@@ -17,11 +17,25 @@ from runtime.metric_logger import read_log
 _log = logging.getLogger(__name__)
 
 
-def result_plot(rows: Sequence[Row], config: Config) -> bytes:
-    """ELBO or NLL against memory size, one line for each C, bars of two standard errors each way -> a PNG file."""
+def blank(width: float, height: float, **options: Any) -> Any:
+    """An empty figure, its size in inches.  Matplotlib takes long to import, so it is imported here."""
     from matplotlib.figure import Figure
 
-    figure = Figure((6, 4))
+    return Figure((width, height), **options)
+
+
+def png(figure: Any, dpi: int = 110) -> bytes:
+    """A finished figure as a file, laid out tightly where it has no layout of its own."""
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()
+
+
+def result_plot(rows: Sequence[Row], config: Config) -> bytes:
+    """ELBO or NLL against memory size, one line for each C, bars of two standard errors each way -> a PNG file."""
+    figure = blank(6, 4)
     axis = figure.subplots()
     for number, classes in enumerate(dict.fromkeys(row["max_batch_cls"] for row in rows)):
         label = f"C = {classes}, this model"
@@ -37,16 +51,13 @@ def result_plot(rows: Sequence[Row], config: Config) -> bytes:
     return png(figure)
 
 
-def draw_rows(
-    axis: Any, rows: Sequence[Row], classes: float, column: str, shift: float, color: str, **style: str
-) -> None:
+def draw_rows(axis: Any, rows: Sequence[Row], classes: float, column: str, shift: float, **style: str) -> None:
     """A line of `column` against memory size for C = `classes`, moved by a part of the size: bars are side by side."""
     line = sorted((row for row in rows if row["max_batch_cls"] == classes), key=lambda row: row["timesteps"])
     axis.errorbar(
         [row["timesteps"] + shift * max(row["timesteps"], 1) for row in line],
         [row[column] for row in line],
         yerr=[2 * row["stderr"] for row in line],
-        color=color,
         marker="o",
         capsize=2,
         **style,
@@ -88,26 +99,21 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], config: Config) -> bytes:
 
     `rows` are those of `train_spec.log_file`.  The bounds are those of the K and the memories of each subset.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    figure = Figure((15, 4))
+    figure = blank(15, 4)
     last = max((row["step"] for row in rows), default=0)
     subsets = [subset for subset in ("train", "validation") if any(row["subset"] == subset for row in rows)]
     shown = [row for row in rows if row["step"] >= _START * last]
     for axis, (title, labels) in zip(figure.subplots(1, len(_CURVES)), _CURVES, strict=True):
         for subset in subsets:
             for number, (name, label) in enumerate(labels.items()):
-                points = [
-                    (row["step"], row[name])
-                    for row in shown
-                    if row["subset"] == subset and isinstance(row.get(name), int | float)
-                ]
-                if not points:  # a model without z has no KL(z)
+                line = [row for row in shown if row["subset"] == subset and isinstance(row.get(name), int | float)]
+                if not line:  # a model without z has no KL(z)
                     continue
                 axis.plot(
-                    [step * config.train_data.batch_size for step, _ in points],
-                    [-value if name == "bound" else value for _, value in points],
+                    [row["step"] * config.train_data.batch_size for row in line],
+                    [-row[name] if name == "bound" else row[name] for row in line],
                     "-" if subset == "train" else "o-",
                     color=f"C{number * 2 + (subset == 'validation')}",
                     markersize=3,
@@ -130,11 +136,3 @@ def _composition(config: Config, validated: bool) -> str:
     memories = f"training: memories of {episode_spec(config.train_data).in_words}"
     memories += " and a mixture" if config.train_data.mixture else ""
     return memories + (f"; validation: memories of {episode_spec(config.val_data).in_words}" if validated else "")
-
-
-def png(figure: Any) -> bytes:
-    """A finished figure of matplotlib as a file."""
-    figure.tight_layout()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()

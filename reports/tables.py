@@ -15,15 +15,7 @@ from pathlib import Path
 
 import config as configuration
 from config import Config
-from reports.cells import (
-    Row,
-    described,
-    load_cells,
-    load_class_names,
-    load_weights_digest,
-    metric_described,
-    table_rows,
-)
+from reports.cells import Row, described, load_cells, metric_described, table_rows
 from reports.plots import result_plot
 from reports.published import CAVEATS, Column, published
 from runtime.errors import DataError, UserError, status_of
@@ -121,10 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write_again(npz: Path) -> None:
     """Write and print the table of the bounds in `npz`.  Raises UserError, DataError, OSError."""
     config = configuration.load(npz.with_suffix(".resolved.yaml"))
-    if not (rows := table_rows(load_cells(npz), config, load_class_names(npz))):
+    stored = load_cells(npz)
+    if not (rows := table_rows(stored.cells, config, stored.class_names)):
         raise DataError(f"{npz}: no finished cell of the grid that {npz.with_suffix('.resolved.yaml')} has")
-    write_table(npz.with_suffix(".csv"), rows, config, digest := load_weights_digest(npz))
-    print(markdown(rows, config, digest))
+    write_table(npz.with_suffix(".csv"), rows, config, stored.weights_digest)
+    print(markdown(rows, config, stored.weights_digest))
 
 
 if __name__ == "__main__":

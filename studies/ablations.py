@@ -8,7 +8,7 @@ computed from another list, are not in the table.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import run
 from config import Config, cell_name, strict_yaml
 from evaluator import PerTarget
 from parsers import build_optimizer, build_scheduler
-from reports.cells import described, load_cells, load_origin, metric_described
+from reports.cells import described, load_cells, metric_described
 from reports.estimates import estimate
 from reports.tables import markdown_table
 from runtime.errors import UserError
@@ -89,7 +89,7 @@ class Trainings:
             return None
         if configuration.differences(tested, asked, ignore=_WHERE):
             return None
-        cells = load_cells(self.output / name / "results.npz")
+        cells = load_cells(self.output / name / "results.npz").cells
         wanted = [cell_name(c, m) for c, m in asked.test_cells]
         return {cell: cells[cell] for cell in wanted} if cells.keys() >= set(wanted) else None
 
@@ -158,13 +158,13 @@ def write(study: Trainings) -> list[str]:
     done = {name: cells for name, cells in found.items() if cells is not None}
     if (first := next(iter(study.own))) in done:
         config = study.configured(first)
-        tests = {name: load_origin(study.output / name / "results.npz") | {"weights": None} for name in done}
-        rows = compared(done, tests, config.test_spec.column)
+        tests = {name: load_cells(study.output / name / "results.npz").origin | {"weights": None} for name in done}
+        rows = list(compared(done, tests, config.test_spec.column))
         program.write(study.output, "ablations", rows, markdown(rows, config), show=False)
     return [name for name in study.own if name not in done]
 
 
-def compared(done: Mapping[str, Cells], tests: Mapping[str, object], column: str) -> list[program.Row]:
+def compared(done: Mapping[str, Cells], tests: Mapping[str, object], column: str) -> Iterator[program.Row]:
     """The bound of each row and cell as `column`, and its difference to the first row in nats, target by target.
 
     The standard error is over classes, since the held-out ones are a few of those that might have been held out.
@@ -173,24 +173,20 @@ def compared(done: Mapping[str, Cells], tests: Mapping[str, object], column: str
         UserError: the rows were not tested on the same cells and targets.
     """
     of_first, first = next(iter(done.items()))
-    rows: list[program.Row] = []
     for name, cells in done.items():
         if (cells.keys(), tests[name]) != (first.keys(), tests[of_first]):  # the images are others by now
             raise _not_comparable(name, of_first)
         for cell, values in cells.items():
             classes = values["target_class"]
             difference = estimate(first[cell]["bound"] - values["bound"], classes)
-            rows.append(
-                {
-                    "row": name,
-                    "cell": cell,
-                    column: estimate(-values["bound"], classes).mean,
-                    "difference": difference.mean,
-                    "difference_stderr": difference.stderr_new_classes,
-                    "targets": len(classes),
-                }
-            )
-    return rows
+            yield {
+                "row": name,
+                "cell": cell,
+                column: estimate(-values["bound"], classes).mean,
+                "difference": difference.mean,
+                "difference_stderr": difference.stderr_new_classes,
+                "targets": len(classes),
+            }
 
 
 def _not_comparable(name: str, first: str) -> UserError:

@@ -23,8 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import config as configuration
-import parsers
 from config import Config
 from data._readers import decode, naming
 from data.images import ClassImages, resample
@@ -66,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
-    config = configuration.load(args.config, configuration.overrides(args.root))
-    model = program.load_vma(config, stop, args.device, args.checkpoint)
-    images = parsers.test_images(config, next(model.parameters()).device)
+    config, model, images = program.load_vma(args, stop)
     trials = {f"{way}-way": list(drawn(images, way, args.memories, config.test_spec.seed)) for way in WAYS}
     if args.runs:
         trials[OFFICIAL] = list(official(args.runs, config))

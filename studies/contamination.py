@@ -10,7 +10,7 @@ the rest.  Those are also the simpler drawings, so beside their nats stands what
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     program.write(args.output, "contamination", rows, markdown(rows))
 
 
-def compared(path: Path, root: str | None) -> list[program.Row]:
+def compared(path: Path, root: str | None) -> Iterator[program.Row]:
     """A row for every cell of a table.  Raises UserError, DataError."""
     config = configuration.load(path.with_suffix(".resolved.yaml"), configuration.overrides(root))
     cpu = torch.device("cpu")
@@ -54,29 +54,25 @@ def compared(path: Path, root: str | None) -> list[program.Row]:
     nearest = np.argsort(-alike.numpy(), kind="stable")[: max(1, round(_SHARE * len(targets)))]
     rest = np.setdiff1d(np.arange(len(targets)), nearest)
     ink = images.images[targets].sum((1, 2)).double().numpy()
-    rows: list[program.Row] = []
-    for name, values in load_cells(path).items():
+    for name, values in load_cells(path).cells.items():
         nats = -values["bound"]
         if len(nats) != len(targets):
             raise DataError(f"{path}: {name} has {len(nats)} targets, its configuration {len(targets)}")
         line = np.polyfit(ink[rest], nats[rest], 1)
-        rows.append(
-            {
-                "table": path.parent.name,
-                "cell": name,
-                "metric": config.test_spec.title,
-                "targets": len(targets),
-                "identical": int((alike == 1).sum()),
-                "similarity_nearest": float(alike[nearest].mean()),
-                "similarity_rest": float(alike[rest].mean()),
-                "nearest": nats[nearest].mean(),
-                "nearest_stderr": nats[nearest].std(ddof=1) / len(nearest) ** 0.5,
-                "rest": nats[rest].mean(),
-                "rest_stderr": nats[rest].std(ddof=1) / len(rest) ** 0.5,
-                "rest_with_their_ink": float(np.polyval(line, ink[nearest]).mean()),
-            }
-        )
-    return rows
+        yield {
+            "table": path.parent.name,
+            "cell": name,
+            "metric": config.test_spec.title,
+            "targets": len(targets),
+            "identical": int((alike == 1).sum()),
+            "similarity_nearest": float(alike[nearest].mean()),
+            "similarity_rest": float(alike[rest].mean()),
+            "nearest": nats[nearest].mean(),
+            "nearest_stderr": nats[nearest].std(ddof=1) / len(nearest) ** 0.5,
+            "rest": nats[rest].mean(),
+            "rest_stderr": nats[rest].std(ddof=1) / len(rest) ** 0.5,
+            "rest_with_their_ink": float(np.polyval(line, ink[nearest]).mean()),
+        }
 
 
 _LINE = (

@@ -8,15 +8,14 @@ most probable addresses p(a|x,M) of some targets, by the first model.
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from data.episodes import Episodes
 from data.images import ClassImages
-from reports.plots import png
+from reports.pictures import draw, tile
+from reports.plots import blank, png
 from run import standalone
 from runtime.errors import UserError
 from runtime.files import write_atomically
@@ -66,50 +65,34 @@ def one_of_each(images: ClassImages, number: int, seed: int) -> Episodes:
 
 def draw_samples(shown: Tensor, blocks: dict[str, Tensor]) -> bytes:
     """Images [C, H, W], and of each model the samples [C, n, H, W] -> a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((2 + 6.5 * len(blocks), 1.6 * len(shown) + 0.6))
+    figure = blank(2 + 6.5 * len(blocks), 1.6 * len(shown) + 0.6)
     axes = figure.subplots(len(shown), 1 + len(blocks), width_ratios=[2, *[_WIDE] * len(blocks)], squeeze=False)
     for row, (line, image) in enumerate(zip(axes, shown, strict=True)):
-        show(line[0], image.numpy(force=True), "the memory" if row == 0 else "")
+        draw(line[0], image, "the memory" if row == 0 else "", "black")
         for axis, (title, samples) in zip(line[1:], blocks.items(), strict=True):
-            show(axis, tiled(samples[row], _WIDE), title if row == 0 else "")
+            draw(axis, tiled(samples[row], _WIDE), title if row == 0 else "", "black")
     return png(figure)
 
 
 def draw_posterior(x: Tensor, memory: Tensor, p_a: Tensor, right: Tensor) -> bytes:
     """Targets [T, H, W], a memory [M, H, W], p(a|x,M) [T, S] and whether a slot is of the target's class -> a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((16, 8))
-    left, half = figure.add_subfigure(figure.add_gridspec(1, 2)[0]), figure.add_subfigure(figure.add_gridspec(1, 2)[1])
-    show(left.subplots(), tiled(memory, 10), f"a memory of {len(memory)} characters that the model never saw")
+    figure = blank(16, 8)
+    left, half = figure.subfigures(1, 2)
+    draw(left.subplots(), tiled(memory, 10), f"a memory of {len(memory)} characters that the model never saw", "black")
     half.suptitle(f"a target and its {_ADDRESSES} most probable addresses, p(a|x,M); green: its class")
-    for line, target, of_target, of_class in zip(
-        half.subplots(len(x), 1 + _ADDRESSES), x, p_a[:, : len(memory)], right, strict=True
-    ):
-        show(line[0], target.numpy(force=True), "target")
+    axes = half.subplots(len(x), 1 + _ADDRESSES)
+    for line, target, of_target, of_class in zip(axes, x, p_a[:, : len(memory)], right, strict=True):
+        draw(line[0], target, "target", "black")
         for axis, a in zip(line[1:], of_target.topk(_ADDRESSES).indices.tolist(), strict=True):
             color = "green" if of_class[a] else "black"
-            show(axis, memory[a].numpy(force=True), f"{float(of_target[a]):.2f}", color)
+            draw(axis, memory[a], f"{float(of_target[a]):.2f}", color)
     return png(figure)
 
 
-def show(axis: Any, ink: np.ndarray, title: str, color: str = "black") -> None:
-    axis.imshow(1 - ink, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_title(title, fontsize=10, color=color)
-    axis.set(xticks=[], yticks=[])
-    for side in axis.spines.values():
-        side.set_color(color)
-
-
-def tiled(images: Tensor, wide: int) -> np.ndarray:
+def tiled(images: Tensor, wide: int) -> Tensor:
     """[n, H, W] -> one image with `wide` of them in a row, framed by grey lines."""
     whole = F.pad(images, (0, 0, 0, 0, 0, -len(images) % wide))
-    rows = (
-        F.pad(whole, (1, 1, 1, 1), value=0.3).unflatten(0, (-1, wide)).transpose(1, 2).flatten(2)
-    )  # [rows, H + 2, wide (W + 2)]
-    return rows.flatten(0, 1).numpy(force=True)
+    return tile(whole.unflatten(0, (-1, wide)), 0.3)
 
 
 if __name__ == "__main__":

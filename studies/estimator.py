@@ -9,7 +9,7 @@ command goes on.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from models.objectives import log_mean_exp
 from models.vma.model import VMA, EncodedMemory, EncodedTargets
 from reports.cells import described
 from reports.estimates import estimate
-from reports.plots import png
+from reports.plots import blank, png
 from reports.tables import markdown_table
 from run import standalone
 from runtime.randomness import TargetNoise
@@ -57,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
-    config = configuration.load(args.config, [*configuration.overrides(args.root), *program.cell_overrides(args)])
-    model = program.load_vma(config, stop, args.device, args.checkpoint)
-    images = parsers.test_images(config, next(model.parameters()).device)
+    config, model, images = program.load_vma(args, stop, program.cell_overrides(args))
     episodes = parsers.grid_episodes(config, images, args.classes, args.memory)
     cell = configuration.cell_name(args.classes, args.memory)
     key = ("estimator", config.test_spec.seed, cell)
@@ -71,7 +69,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
         map(str, range(len(episodes))),
         lambda name: bounds(model, episodes, int(name), key, args.sizes),
     )
-    rows = summarised(list(found.values()), args.sizes, _addresses(model, episodes))
+    rows = list(summarised(list(found.values()), args.sizes, _addresses(model, episodes)))
     program.write(args.output, "estimator", rows, markdown(rows, cell, config), draw(rows, cell))
 
 
@@ -132,15 +130,15 @@ def nested(log_w: Tensor, k: int) -> Tensor:
     return log_mean_exp(log_w.view(-1, k), dim=1).mean()
 
 
-def summarised(targets: Sequence[Bounds], sizes: Sequence[int], slots: int) -> list[program.Row]:
+def summarised(targets: Sequence[Bounds], sizes: Sequence[int], slots: int) -> Iterator[program.Row]:
     """A row for each estimator and K; the gap is that to the largest K of the sampled one, target by target."""
-    classes, rows = np.array([int(one["class"]) for one in targets]), []
+    classes = np.array([int(one["class"]) for one in targets])
     best = np.array([one[SAMPLED][-1] for one in targets])
     for estimator, ks, cost in ((SAMPLED, sizes, 1), (SUMMED, per_address(sizes, slots), slots)):
         for number, k in enumerate(ks):
             bound = np.array([one[estimator][number] for one in targets])
             mean, gap = estimate(-bound, classes), estimate(best - bound, classes)
-            row: program.Row = {
+            yield {
                 "estimator": estimator,
                 "K": k,
                 "decodes": k * cost,
@@ -150,8 +148,6 @@ def summarised(targets: Sequence[Bounds], sizes: Sequence[int], slots: int) -> l
                 "gap_stderr": gap.stderr,
                 "targets": len(bound),
             }
-            rows.append(row)
-    return rows
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -173,14 +169,11 @@ def markdown(rows: Sequence[program.Row], cell: str, config: Config) -> str:
 
 def draw(rows: Sequence[Any], cell: str) -> bytes:
     """Both estimators against the number of decodes -> a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((11, 4))
+    figure = blank(11, 4)
     axes = figure.subplots(1, 2)
-    labels = {name: name for name in (SAMPLED, SUMMED)}
     largest = max(row["K"] for row in rows)
-    program.draw_lines(axes[0], rows, "estimator", "decodes", "ELBO", "stderr", labels)
-    program.draw_lines(axes[1], rows, "estimator", "decodes", "gap", "gap_stderr", labels)
+    program.draw_lines(axes[0], rows, "estimator", "decodes", "ELBO", "stderr")
+    program.draw_lines(axes[1], rows, "estimator", "decodes", "gap", "gap_stderr")
     axes[0].set(xscale="log", xlabel="samples decoded for a target", ylabel="ELBO@K, nats per image (lower is better)")
     axes[1].set(xscale="log", xlabel="samples decoded for a target", ylabel=f"nats above K = {largest} (paired)")
     axes[1].set_yscale("symlog", linthresh=0.1)

@@ -20,7 +20,7 @@ from evaluator import PerTarget, evaluate_cell, sizes_at_once
 from models.base import MemoryModel
 from reports.cells import images_described
 from reports.estimates import estimate
-from reports.plots import png
+from reports.plots import blank, png
 from reports.tables import markdown_table, shown
 from run import standalone
 from runtime.signals import StopRequest
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
     rows: list[program.Row] = []
-    memories = {f"{classes} x {each}": (classes, each) for each in args.images for classes in powers(args.most)}
+    powers = [2**power for power in range(args.most.bit_length())]  # 1, 2, 4, ... up to the most
+    memories = {f"{classes} x {each}": (classes, each) for each in args.images for classes in powers}
     for name, config, model, images in program.models(args, stop):
         found = program.resumed(
             args.output / f"{name}.npz",
@@ -54,11 +55,6 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
         )
         rows += [summarised(name, config, *memories[cell], values) for cell, values in found.items()]
     program.write(args.output, "many_classes", rows, markdown(rows, config), draw(rows))
-
-
-def powers(most: int) -> list[int]:
-    """1, 2, 4, ... up to `most`."""
-    return [2**power for power in range(most.bit_length())]
 
 
 # --- values of every target -------------------------------------------------------------------------------------------
@@ -113,9 +109,7 @@ def markdown(rows: Sequence[program.Row], config: Config) -> str:
 
 def draw(rows: Sequence[Any]) -> bytes:
     """Nats, KL(a) and address accuracy against the number of classes, a line for each model and memory -> a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((16, 4.2))
+    figure = blank(16, 4.2)
     *axes, beside = figure.subplots(1, 4, width_ratios=(1, 1, 1, 0.6))
     models, every = (list(dict.fromkeys(row[of] for row in rows)) for of in ("model", "each"))
     for name, each in dict.fromkeys((row["model"], row["each"]) for row in rows):

@@ -30,8 +30,6 @@ from runtime.errors import UserError, sentence, status_of
 from runtime.files import write_atomically
 from runtime.signals import Stopped, StopRequest
 
-_LARGEST = 1 << 28  # bytes of a file with what was computed
-
 
 def parser(name: str, doc: str) -> Parser:
     """That of the study `name` with --root, --device and --output; the first line of `doc` describes it."""
@@ -117,12 +115,13 @@ def load_model(config: Config, stop: StopRequest, device: str | None, checkpoint
     return session.load_model(session.device_for(config.test_spec))
 
 
-def load_vma(config: Config, stop: StopRequest, device: str | None, checkpoint: Path | None) -> VMA:
-    """A model with addresses.  Raises UserError, DataError."""
-    model = load_model(config, stop, device, checkpoint)
+def load_vma(args: argparse.Namespace, stop: StopRequest, more: Sequence[str] = ()) -> tuple[Config, VMA, ClassImages]:
+    """Configuration (with `more` overrides), model with addresses and test images.  Raises UserError, DataError."""
+    config = configuration.load(args.config, [*configuration.overrides(args.root), *more])
+    model = load_model(config, stop, args.device, args.checkpoint)
     if not isinstance(model, VMA):
         raise UserError(f"model.read: {config.model.read} has no addresses, which are studied here; use address")
-    return model
+    return config, model, parsers.test_images(config, next(model.parameters()).device)
 
 
 def resumed(
@@ -141,7 +140,7 @@ def resumed(
     key = np.array(json.dumps(origin, sort_keys=True))
     arrays = {"key": key}
     with contextlib.suppress(Exception):  # a damaged file raises almost anything; then all is computed
-        stored = load_npz(path, _LARGEST)
+        stored = load_npz(path)
         if str(stored["key"]) == str(key):
             arrays = stored
     found = {}
@@ -162,13 +161,11 @@ def write(output: Path, name: str, rows: Sequence[Row], text: str, png: bytes | 
         print(f"{text}\nwritten: {output}/{name}.*")
 
 
-def draw_lines(
-    axis: Any, rows: Sequence[Any], key: str, x: str, y: str, stderr: str, labels: Mapping[str, str]
-) -> None:
-    """A line for every label, of the rows whose `key` it explains, with bars of two standard errors each way."""
-    for name, label in labels.items():
+def draw_lines(axis: Any, rows: Sequence[Any], key: str, x: str, y: str, stderr: str) -> None:
+    """A line for every value of `key`, with bars of two standard errors each way."""
+    for name in dict.fromkeys(row[key] for row in rows):
         of = [row for row in rows if row[key] == name]
         error = [2 * row[stderr] for row in of]
-        axis.errorbar([row[x] for row in of], [row[y] for row in of], error, marker="o", capsize=2, label=label)
+        axis.errorbar([row[x] for row in of], [row[y] for row in of], error, marker="o", capsize=2, label=name)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

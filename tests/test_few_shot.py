@@ -25,7 +25,7 @@ from data.images import ClassImages
 from models.context_table import ContextTable
 from models.vma.model import VMA
 from reports import compare
-from reports.cells import load_cells
+from reports.cells import Stored, load_cells
 from runtime.randomness import StepNoise
 from studies import classification, contamination, context_table, drawings, many_classes
 
@@ -227,7 +227,7 @@ def test_the_context_table_of_a_grid_is_the_exact_sum_over_addresses(tmp_path: P
     config = configuration.load(tmp_path / "t" / "results.resolved.yaml")
     training, images = parsers.training_images(config, CPU).train, parsers.test_images(config, CPU)
     table = ContextTable.fit(context_table.pairs(training, config.train_spec.seed))
-    cells = load_cells(tmp_path / "t" / "results.npz")
+    cells = load_cells(tmp_path / "t" / "results.npz").cells
     assert len(cells) == 4 == len(rows(tmp_path / "t" / "results.csv"))
     episodes = parsers.grid_episodes(config, images, 2, 3).batch(slice(None))
     for n in range(10):
@@ -295,7 +295,7 @@ def test_targets_most_alike_are_compared_with_the_rest(tmp_path: Path, monkeypat
     alike[7], alike[23] = 1.0, 0.99  # the two of forty
     nats = 10 * ink - 5 * (alike.numpy() > 0.95)
     monkeypatch.setattr(contamination, "similarity", lambda x, training: alike)
-    monkeypatch.setattr(contamination, "load_cells", lambda path: {"C=1 M=1": {"bound": -nats}})
+    monkeypatch.setattr(contamination, "load_cells", lambda path: Stored("", {"C=1 M=1": {"bound": -nats}}, ()))
     (row,) = contamination.compared(tmp_path / "table.npz", None)
     assert row["identical"] == 1 and row["targets"] == 40
     assert row["nearest"] == pytest.approx(nats[[7, 23]].mean())
@@ -345,4 +345,4 @@ def test_tiles_stand_in_rows() -> None:
     tiled = drawings.tiled(images, 2)
     assert tiled.shape == (12, 12)
     for number, (row, column) in enumerate([(0, 0), (0, 1), (1, 0)]):
-        assert (tiled[6 * row + 1 : 6 * row + 5, 6 * column + 1 : 6 * column + 5] == images[number].numpy()).all()
+        assert (tiled[6 * row + 1 : 6 * row + 5, 6 * column + 1 : 6 * column + 5] == images[number]).all()

@@ -104,8 +104,8 @@ def test_every_class_of_a_memory_is_shown() -> None:
 
 
 def test_the_sheet_of_a_memory_has_a_caption_for_every_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures, png = [], pictures._png
-    monkeypatch.setattr(pictures, "_png", lambda figure: figures.append(figure) or png(figure))  # type: ignore[func-returns-value]
+    figures, png = [], pictures.png
+    monkeypatch.setattr(pictures, "png", lambda figure, dpi: figures.append(figure) or png(figure, dpi))  # type: ignore[func-returns-value]
     images = torch.rand(19, 20, 20)
     sheet = pictures.MemorySheet(
         "mine", images[:4], ["a", "b", "c" * 30], images[4:], torch.tensor([0, 3] * 7 + [2]), "samples"

@@ -16,7 +16,7 @@ import evaluator
 import parsers
 from data.registry import DATA_SETS
 from reports import tables
-from reports.cells import load_cells, load_class_names, load_weights_digest, table_rows
+from reports.cells import load_cells, table_rows
 from runtime import checkpoints
 
 CONFIGS = [*ROOT.glob("configs/*.yaml"), *ROOT.glob("results/**/*.resolved.yaml")]
@@ -38,17 +38,17 @@ def test_shipped_weights_are_those_of_the_model_that_their_configuration_builds(
     )
 
 
-@pytest.mark.parametrize("stored", sorted(ROOT.glob("results/*/results.npz")), ids=lambda path: path.parent.name)
-def test_shipped_tables_are_those_of_their_bounds(stored: Path) -> None:
-    config = configuration.load(stored.with_suffix(".resolved.yaml"))
-    rows = table_rows(load_cells(stored), config, load_class_names(stored))
-    assert stored.with_suffix(".csv").read_bytes() == tables.comma_separated(rows)
-    text = tables.markdown(rows, config, digest := load_weights_digest(stored))
-    assert stored.with_suffix(".md").read_text() == text
+@pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/results.npz")), ids=lambda path: path.parent.name)
+def test_shipped_tables_are_those_of_their_bounds(path: Path) -> None:
+    config, stored = configuration.load(path.with_suffix(".resolved.yaml")), load_cells(path)
+    rows = table_rows(stored.cells, config, stored.class_names)
+    assert path.with_suffix(".csv").read_bytes() == tables.comma_separated(rows)
+    text = tables.markdown(rows, config, digest := stored.weights_digest)
+    assert path.with_suffix(".md").read_text() == text
     lines = {line for line in text.splitlines() if line.startswith("|")}
-    assert lines <= set((stored.parent / "README.md").read_text().splitlines())
-    if (path := ROOT / config.test_checkpoint).suffix == ".safetensors":
-        assert checkpoints.digest(checkpoints.load(path)["model"]) == digest
+    assert lines <= set((path.parent / "README.md").read_text().splitlines())
+    if (weights := ROOT / config.test_checkpoint).suffix == ".safetensors":
+        assert checkpoints.digest(checkpoints.load(weights)["model"]) == digest
 
 
 def card(section: str) -> dict[str, list[str]]:

@@ -70,7 +70,7 @@ def test_every_row_is_the_mean_of_its_bound_over_groups_of_samples(
 
     sizes, model = (1, 2, 3, 6, 12), tiny_model()
     targets = [estimator.bounds(model, Any3(), number, ("k",), sizes) for number in range(3)]  # type: ignore[arg-type]
-    found = estimator.summarised(targets, sizes, slots=2 + len(model.dummies))
+    found = list(estimator.summarised(targets, sizes, slots=2 + len(model.dummies)))
     assert [(row["estimator"][:5], row["K"]) for row in found] == [  # type: ignore[index]
         ("sampl", 1), ("sampl", 2), ("sampl", 3), ("sampl", 6), ("sampl", 12),
         ("exact", 1), ("exact", 2), ("exact", 3), ("exact", 6),
