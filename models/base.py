@@ -19,8 +19,8 @@ from models.objectives import log_mean_exp
 class Noise(Protocol):
     """Where a model's random numbers come from.
 
-    In training successive draws are fresh.  In the test a number is a function of the draw's name, target and sample, so
-    every draw of a call must have a name of its own, such as "z".
+    In training successive draws are fresh.  In the test a number is a function of the draw's name, target and sample,
+    so every draw of a call must have a name of its own, such as "z".
     """
 
     def uniform(self, name: str, *shape: int) -> Tensor:
