@@ -287,7 +287,7 @@ class Trainer:
     def replay(self) -> str:
         """The terms of the present step, computed without changing anything.  Raises NonFiniteError."""
         loss, norm, metrics = self.gradient()
-        text = described(loss, norm, metrics)
+        text = terms_text(loss, norm, metrics)
         if not torch.isfinite(loss + norm):
             at_fault = [name for name, p in self.model.named_parameters() if _broken(p.grad)]
             raise NonFiniteError(f"step {self.progress.step} is not finite: {text}; in the gradient of {at_fault}")
@@ -299,7 +299,7 @@ class Trainer:
             return
         place = f" in process {self.processes.rank} of {self.processes.world}" if self.processes.world > 1 else ""
         error = NonFiniteError(
-            f"step {self.progress.step} is not finite{place}: {described(loss, norm, metrics)}; "
+            f"step {self.progress.step} is not finite{place}: {terms_text(loss, norm, metrics)}; "
             f"no weight was changed by it, and what was saved before is kept; {_REMEDY}"
         )
         with contextlib.suppress(OSError, PeerFailedError):
@@ -432,7 +432,7 @@ def _broken(values: Tensor | None) -> bool:
     return values is not None and not bool(values.isfinite().all())
 
 
-def described(loss: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]) -> str:
+def terms_text(loss: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]) -> str:
     """The terms of a step, and which targets of the batch have one that is not finite."""
     means = {"loss": loss, "gradient norm": norm, **metrics}
     terms = ", ".join(f"{name} {value.detach().mean().item():.6g}" for name, value in means.items())

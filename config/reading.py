@@ -15,7 +15,7 @@ from config.comparing import below
 from config.config import Config
 from config.constraints import Problem, contradictions
 from config.schema import KINDS, PathText, Section, of_kind, section_of
-from config.strict_yaml import StrictYamlError, quoted, shown
+from config.strict_yaml import StrictYamlError, quoted, shortened
 from data.registry import DATA_SETS
 from runtime.errors import UserError
 from runtime.paths import expanded
@@ -99,12 +99,12 @@ def _override(text: str) -> _Layer:
     path, equals, value = text.partition("=")
     path = path.strip()
     if not equals or not all(path.split(".")):
-        raise ConfigError(f"--set {shown(text)}: expected dotted.key=value, such as train_spec.steps=200")
+        raise ConfigError(f"--set {shortened(text)}: expected dotted.key=value, such as train_spec.steps=200")
     try:
         node: Any = strict_yaml.parse(value)
     except StrictYamlError as error:
         hint = "; write null for nothing" if not value.strip() else ""
-        raise ConfigError(f"--set {shown(path)}: {error}{hint}") from None
+        raise ConfigError(f"--set {shortened(path)}: {error}{hint}") from None
     for key in reversed(path.split(".")):
         node = {key: node}
     return _Layer("--set", node, path)
@@ -214,7 +214,7 @@ def _correct_keys(raw: Raw, schema: type[Section], prefix: str = "") -> Iterator
         if near:
             raw.setdefault(near[0], value)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-        yield f"{prefix}{shown(key)}", f"unknown key; {hint}"
+        yield f"{prefix}{shortened(key)}", f"unknown key; {hint}"
     for key, field in fields.items():
         found, section = raw.get(key), section_of(field.annotation)
         parts = {f"{prefix}{key}[{i}]": one for i, one in enumerate(found)} if isinstance(found, list) else {}
@@ -271,7 +271,7 @@ def _source_of(path: str, layers: Sequence[_Layer]) -> str:
 
 
 def _dotted(first: str, *rest: str | int) -> str:
-    return first + "".join(f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in rest)
+    return first + "".join(f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" for part in rest)
 
 
 def _text(type: str, msg: str, input: object, **_: object) -> str:

@@ -83,14 +83,14 @@ def one_line(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def shown(text: str) -> str:
+def shortened(text: str) -> str:
     """`text` fit for a one-line message, whatever it holds."""
     return printable(text if len(text) <= 60 else text[:57] + "...")
 
 
 def quoted(value: object) -> str:
     """A value in a message; text in quotes."""
-    return shown(repr(value) if isinstance(value, str) else one_line(value))
+    return shortened(repr(value) if isinstance(value, str) else one_line(value))
 
 
 def _check_events(text: str) -> None:
@@ -111,7 +111,7 @@ def _check_events(text: str) -> None:
             what = "alias *" if isinstance(event, yaml.AliasEvent) else "anchor &"
             _refuse(event, f"the {what}{anchor}; write the value out where it is needed")
         if (tag := getattr(event, "tag", None)) is not None:
-            _refuse(event, f"the tag {shown(tag)}; tags are not read")
+            _refuse(event, f"the tag {shortened(tag)}; tags are not read")
 
 
 def _value(node: yaml.Node) -> Value:
@@ -124,7 +124,7 @@ def _value(node: yaml.Node) -> Value:
         if not isinstance(key, yaml.ScalarNode):
             _refuse(key, "a key that is a list or a mapping; keys are names")
         if key.value in mapping:
-            _refuse(key, f"the key {shown(key.value)} is given twice")
+            _refuse(key, f"the key {shortened(key.value)} is given twice")
         mapping[key.value] = _value(value)
     return mapping
 

@@ -4,97 +4,28 @@
 
 trains and tests every row of the list by the command line of the project (an interrupted row is resumed, a finished one
 is kept), and writes `ablations.csv` and `.md` beside the folders of the rows.  Rows that are not finished, or were
-computed from another list, are not in the table.
+tested as another list says or on other images than the first one, are not in the table.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 import config as configuration
 import run
 from config import Config, cell_name, strict_yaml
-from evaluator import PerTarget
-from parsers import build_optimizer, build_scheduler
-from reports.cells import described, load_cells, metric_described
+from reports.cells import described, metric_described
+from reports.compare import Table
 from reports.estimates import estimate
 from reports.tables import markdown_table
 from runtime.errors import UserError
 from runtime.signals import StopRequest
 from studies import program
+from studies.trainings import WHERE, Training
 
-Cells = Mapping[str, PerTarget]  # by name
-
-_MACHINE = ("train_data.root", "val_data.root", "test_data.root", "train_spec.gpus", "test_spec.gpus")
-_FILES = ("train_spec.checkpoint_path", "train_spec.log_file", "test_spec.checkpoint_path", "test_spec.output_file")
-_WHERE = (*_MACHINE, *_FILES)  # may differ
 _TEST = ("model.likelihood", "test_data", "test_spec")  # and what is held out: which cells and targets are compared
-_NOT_OF_TEST = (*_WHERE, "test_data.batch_size", "test_spec.chunk")
-
-
-@dataclass(frozen=True)
-class Trainings:
-    """A configuration, overrides `common` to all trainings, those of each, by name, and the folder of their folders."""
-
-    config: str
-    common: tuple[str, ...]
-    own: Mapping[str, tuple[str, ...]]
-    output: Path
-
-    def configured(self, name: str) -> Config:
-        """The configuration of a training.  Raises UserError."""
-        return configuration.load(Path(self.config), self._overrides(name))
-
-    def try_out(self, name: str) -> None:
-        """Raises UserError where only the beginning of the training would find out what is wrong."""
-        spec = self.configured(name).train_spec
-        build_scheduler(spec, build_optimizer(spec, nn.Linear(1, 1)))
-
-    def check_comparable(self, name: str) -> None:
-        """Raises UserError where a training is not to be tested as the first of the list is."""
-        first = next(iter(self.own))
-        a, b = self.configured(first), self.configured(name)
-        keys = (*_TEST, *(configuration.HELD_OUT_KEYS if a.test_spec.subset != "test" else ()))
-        if configuration.differences(a, b, ignore=_NOT_OF_TEST, only=keys):
-            raise _not_comparable(name, first)
-
-    def check(self, name: str) -> None:
-        """Raises UserError where the folder of a training holds one of another configuration.
-
-        A training that is done would be taken for one with other steps, since a run may be resumed with more of them.
-        """
-        path, ignored = self.output / name / "vma.resolved.yaml", (*_WHERE, "test_data", "test_spec")
-        if not path.exists():
-            return
-        if changed := configuration.differences(configuration.load(path), self.configured(name), ignore=ignored):
-            said = f"{path.parent}: trained with another configuration; remove that folder, or choose another --output:"
-            raise UserError("\n  ".join([said, *changed]))
-
-    def run(self, name: str, device: str | None) -> int:
-        """Train and test, as far as that is not done; the exit status."""
-        print(f"--- {name}", flush=True)
-        options = program.options(None, device, self._overrides(name))
-        return run.main(["--config", self.config, "--train", "--test", *options])
-
-    def finished(self, name: str) -> Cells | None:
-        """The cells of a training, if all are there and were made as the configuration says now.  Raises UserError."""
-        asked = self.configured(name)
-        try:
-            tested = configuration.load(self.output / name / "results.resolved.yaml")
-        except UserError:
-            return None
-        if configuration.differences(tested, asked, ignore=_WHERE):
-            return None
-        cells = load_cells(self.output / name / "results.npz").cells
-        wanted = [cell_name(c, m) for c, m in asked.test_cells]
-        return {cell: cells[cell] for cell in wanted} if cells.keys() >= set(wanted) else None
-
-    def _overrides(self, name: str) -> list[str]:
-        return [*self.common, *self.own[name], *configuration.overrides(output=self.output / name)]
+_NOT_OF_TEST = (*WHERE, "test_data.batch_size", "test_spec.chunk")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,28 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> int:
     """Train, test and write, row by row.  Raises UserError, OSError."""
-    study = read(args.study, args.output, configuration.overrides(args.root))
-    names = args.only or list(study.own)
-    if unknown := set(names) - study.own.keys():
-        raise UserError(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(study.own)}")
-    for name in study.own:  # before hours of training
-        study.try_out(name)
-        study.check_comparable(name)
+    rows = read(args.study, args.output, args.root)
+    names = args.only or list(rows)
+    if unknown := set(names) - rows.keys():
+        raise UserError(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(rows)}")
     for name in names:
-        study.check(name)
-    for name in names:
-        if status := study.run(name, args.device):
+        if status := rows[name].run(args.device):
             return status
-        left_out = write(study)
-    if next(iter(study.own)) not in left_out:
-        print((args.output / "ablations.md").read_text())
+        left_out = write(args.output, rows)
     if left_out:
-        print(f"not in the table, since they are not done as the list says: {', '.join(left_out)}")
+        needed = "they and the first row are done as the list says, on the same images"
+        print(f"not in the table until {needed}: {', '.join(left_out)}")
     return 0
 
 
-def read(path: Path, output: Path, roots: Sequence[str] = ()) -> Trainings:
-    """The list in `path`, with overrides `roots` before its own.  Raises UserError, with what is wrong."""
+def read(path: Path, output: Path, root: str | None = None) -> dict[str, Training]:
+    """The rows of the list in `path`, by name.  Raises UserError, with what is wrong."""
     try:
         raw = strict_yaml.parse(strict_yaml.read(path))
     except strict_yaml.StrictYamlError as error:
@@ -136,64 +61,62 @@ def read(path: Path, output: Path, roots: Sequence[str] = ()) -> Trainings:
     keys = {"config", "set", "rows"}
     if not isinstance(raw, dict) or raw.keys() != keys or not isinstance(raw["rows"], dict) or not raw["rows"]:
         raise UserError(f"{path}: expected the keys config, set (overrides of all rows) and rows (name: overrides)")
-    rows = {str(name): _overrides(path, f"rows.{name}", of) for name, of in raw["rows"].items()}
-    return Trainings(str(raw["config"]), (*roots, *_overrides(path, "set", raw["set"])), rows, output)
+    config, common = Path(str(raw["config"])), [*configuration.overrides(root), *_overrides(path, "set", raw["set"])]
+    rows: dict[str, Training] = {}
+    for name, own in raw["rows"].items():
+        rows[name] = Training(config, [*common, *_overrides(path, f"rows.{name}", own)], output / name)
+        if not comparable(next(iter(rows.values())).config, rows[name].config):
+            raise UserError(
+                f"{path}: rows.{name}: tested on other cells or targets than the first row; a row may change neither "
+                "the test nor what is held out (train_spec.seed, train_data.held_out_classes)"
+            )
+    return rows
 
 
-def _overrides(path: Path, where: str, raw: object) -> tuple[str, ...]:
-    if not isinstance(raw, list) or not all(isinstance(one, str) and "=" in one for one in raw):
+def _overrides(path: Path, where: str, raw: object) -> list[str]:
+    if not isinstance(raw, list) or not all(isinstance(one, str) for one in raw):
         raise UserError(f"{path}: {where}: expected a list of KEY=VALUE, such as [train_spec.lr=1e-3], not {raw!r}")
-    return tuple(raw)
+    return raw
+
+
+def comparable(first: Config, other: Config) -> bool:
+    """Whether two rows are tested on the same cells and targets."""
+    keys = (*_TEST, *(configuration.HELD_OUT_KEYS if first.test_spec.subset != "test" else ()))
+    return not configuration.differences(first, other, ignore=_NOT_OF_TEST, only=keys)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def write(study: Trainings) -> list[str]:
-    """The table of the rows that are done, once the first of the list is; the names of the others.
-
-    Raises UserError, OSError.
-    """
-    found = {name: study.finished(name) for name in study.own}
-    done = {name: cells for name, cells in found.items() if cells is not None}
-    if (first := next(iter(study.own))) in done:
-        config = study.configured(first)
-        tests = {name: load_cells(study.output / name / "results.npz").origin | {"weights": None} for name in done}
-        rows = list(compared(done, tests, config.test_spec.column))
-        program.write(study.output, "ablations", rows, markdown(rows, config), show=False)
-    return [name for name in study.own if name not in done]
+def write(output: Path, rows: Mapping[str, Training]) -> list[str]:
+    """The table of the rows that are done, once the first of the list is; the names of the others.  Raises OSError."""
+    tables = {name: table for name, row in rows.items() if (table := row.table())}
+    if not (first := tables.get(next(iter(rows)))):
+        return list(rows)
+    done = {name: table for name, table in tables.items() if table.targets == first.targets}  # the same images
+    found = compared(done)
+    program.write(output, "ablations", found, markdown(found, first.config))
+    return [name for name in rows if name not in done]
 
 
-def compared(done: Mapping[str, Cells], tests: Mapping[str, object], column: str) -> Iterator[program.Row]:
-    """The bound of each row and cell as `column`, and its difference to the first row in nats, target by target.
+def compared(tables: Mapping[str, Table]) -> list[program.Row]:
+    """The bound of each row and cell, and its difference to the first row in nats, target by target.
 
     The standard error is over classes, since the held-out ones are a few of those that might have been held out.
-
-    Raises:
-        UserError: the rows were not tested on the same cells and targets.
     """
-    of_first, first = next(iter(done.items()))
-    for name, cells in done.items():
-        if (cells.keys(), tests[name]) != (first.keys(), tests[of_first]):  # the images are others by now
-            raise _not_comparable(name, of_first)
-        for cell, values in cells.items():
-            classes = values["target_class"]
-            difference = estimate(first[cell]["bound"] - values["bound"], classes)
-            yield {
-                "row": name,
-                "cell": cell,
-                column: estimate(-values["bound"], classes).mean,
-                "difference": difference.mean,
-                "difference_stderr": difference.stderr_new_classes,
-                "targets": len(classes),
-            }
-
-
-def _not_comparable(name: str, first: str) -> UserError:
-    return UserError(
-        f"{name}: tested on other cells or targets than {first}; a row may change neither the test nor what is held "
-        "out (train_spec.seed, train_data.held_out_classes)"
-    )
+    first = next(iter(tables.values()))
+    column = first.config.test_spec.column
+    rows: list[program.Row] = []
+    for name, table in tables.items():
+        for (c, m), row in zip(first.config.test_cells, table.rows, strict=True):
+            cell = cell_name(c, m)
+            a, b = first.cells[cell], table.cells[cell]
+            difference = estimate(a["bound"] - b["bound"], b["target_class"])
+            rows.append({
+                "row": name, "cell": cell, column: row[column], "difference": difference.mean,
+                "difference_stderr": difference.stderr_new_classes, "targets": row["targets"],
+            })  # fmt: skip
+    return rows
 
 
 def markdown(rows: Sequence[Any], config: Config) -> str:

@@ -83,12 +83,6 @@ def cell_overrides(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def options(root: str | None, device: str | None, overrides: Sequence[str]) -> list[str]:
-    """The arguments of run.py that stand for these."""
-    given = [("--root", root), ("--device", device), *(("--set", one) for one in overrides)]
-    return [word for name, value in given if value for word in (name, value)]
-
-
 def status(execute: Callable[[argparse.Namespace, StopRequest], int | None], args: argparse.Namespace) -> int:
     """The exit status of a study, as that of run.py; what stops it is told in one sentence."""
     keep_freed_memory()
@@ -154,11 +148,10 @@ def resumed(
     return found
 
 
-def write(output: Path, name: str, rows: Sequence[Row], text: str, png: bytes | None = None, show: bool = True) -> None:
-    """`name`.csv with all that the rows hold, the text as .md, printed with `show`, and the figure.  Raises OSError."""
+def write(output: Path, name: str, rows: Sequence[Row], text: str, png: bytes | None = None) -> None:
+    """`name`.csv with all that the rows hold, the text as .md, printed too, and the figure.  Raises OSError."""
     write_files(output / f"{name}.csv", rows, text, png)
-    if show:
-        print(f"{text}\nwritten: {output}/{name}.*")
+    print(f"{text}\nwritten: {output}/{name}.*")
 
 
 def draw_lines(axis: Any, rows: Sequence[Any], key: str, x: str, y: str, stderr: str) -> None:
