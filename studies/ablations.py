@@ -8,7 +8,7 @@ tested as another list says or on other images than the first one, are not in th
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +94,27 @@ def write(output: Path, rows: Mapping[str, Training]) -> list[str]:
     if not (first := tables.get(next(iter(rows)))):
         return list(rows)
     done = {name: table for name, table in tables.items() if table.targets == first.targets}  # the same images
-    found = compared(done)
+    found = list(compared(done))
     program.write(output, "ablations", found, markdown(found, first.config))
     return [name for name in rows if name not in done]
 
 
-def compared(tables: Mapping[str, Table]) -> list[program.Row]:
+def compared(tables: Mapping[str, Table]) -> Iterator[program.Row]:
     """The bound of each row and cell, and its difference to the first row in nats, target by target.
 
     The standard error is over classes, since the held-out ones are a few of those that might have been held out.
     """
     first = next(iter(tables.values()))
     column = first.config.test_spec.column
-    rows: list[program.Row] = []
     for name, table in tables.items():
         for (c, m), row in zip(first.config.test_cells, table.rows, strict=True):
             cell = cell_name(c, m)
-            a, b = first.cells[cell], table.cells[cell]
+            a, b = (one.stored.cells[cell] for one in (first, table))
             difference = estimate(a["bound"] - b["bound"], b["target_class"])
-            rows.append({
+            yield {
                 "row": name, "cell": cell, column: row[column], "difference": difference.mean,
                 "difference_stderr": difference.stderr_new_classes, "targets": row["targets"],
-            })  # fmt: skip
-    return rows
+            }  # fmt: skip
 
 
 def markdown(rows: Sequence[Any], config: Config) -> str:
