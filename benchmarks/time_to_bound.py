@@ -183,7 +183,7 @@ def draw(args: argparse.Namespace) -> bytes:
         axis.axhline(args.target, color="0.4", linestyle=":", label=f"{args.target:g} nats")
         axis.legend(fontsize=8)
     low, high = min(row["nats"] for row in rows), max(row["nats"] for row in rows)
-    axis.set_ylim(min(low, args.target or low) - 3, min(high, low + 40) + 3)  # the first minutes would hide the rest
+    axis.set_ylim(min(low, args.target or low) - 3, min(high, low + 60) + 3)  # the first minutes would hide the rest
     axis.set(xlabel="core-hours of training", ylabel=f"ELBO@{args.samples}, nats per image (lower is better)")
     cell = f"{configuration.cell_name(args.classes, args.memory)}, {args.targets} targets"
     axis.set_title(f"{cell}; bars: two standard errors each way", fontsize=8)
