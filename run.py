@@ -184,13 +184,19 @@ def run_commands(session: "Session", args: argparse.Namespace) -> None:
     """What the flags ask for, in their order."""
     import commands
 
-    asked = {commands.train: args.train, commands.test: args.test, commands.sample: args.sample and not args.memory}
-    wanted = [command.outputs(session) for command, given in asked.items() if given]
-    wanted.append({"--export": [args.export] if args.export else []})
+    written = []
+    if args.train:
+        written.append(commands.train.outputs(session))
+    if args.test:
+        written.append(commands.test.outputs(session))
     if args.memory:
         picture = commands.drawings.picture(args.memory, pathname(args.output or "runs"))
-        wanted.append({"--output": [picture]})
-    commands.outputs.check(session, wanted)
+        written.append({"--output": [picture]})
+    elif args.sample:
+        written.append(commands.sample.outputs(session))
+    if args.export:
+        written.append({"--export": [args.export]})
+    commands.outputs.check(session, written)
     if args.train:
         if args.test or args.sample:
             commands.test.check(session)
