@@ -101,6 +101,13 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
 
 def check_writable(path: Path) -> None:
     """Find out whether `write_atomically` could write `path`, and leave nothing.  Raises OSError."""
+    for _ in range(2):
+        with suppress(FileNotFoundError):  # another start, which looks too, may just have removed a folder it had made
+            return _try_to_write(path)
+    return _try_to_write(path)
+
+
+def _try_to_write(path: Path) -> None:
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         make_folder(path.parent)

@@ -17,7 +17,7 @@ from helpers.program import finish, start
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime import checkpoints
+from runtime import checkpoints, files
 from runtime.errors import DataError, UserError
 from runtime.files import exclusive_lock
 
@@ -229,7 +229,7 @@ _KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from runtime import checkpoints
+from runtime import checkpoints, files
 
 path, count = Path(sys.argv[1]), int(sys.argv[2])
 values = [torch.full((50_000,), float(i)) for i in range(3)]
@@ -381,3 +381,23 @@ def test_other_files_are_no_exported_weights(tmp_path: Path, content: bytes) -> 
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(DataError, match="not weights of this program"):
         checkpoints.load(tmp_path / "w.safetensors")
+
+
+def test_a_folder_that_another_start_removes_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that start together make and remove the same folders to find out whether they can write."""
+    made = files._temporary_file
+    gone = iter([True, True])
+
+    def removed(path: Path) -> tuple[int, Path]:
+        if next(gone, False):
+            path.parent.rmdir()
+        return made(path)
+
+    monkeypatch.setattr(files, "_temporary_file", removed)
+    files.check_writable(tmp_path / "run" / "vma.pt")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(files, "_temporary_file", lambda path: (path.parent.rmdir(), made(path))[1])
+    with pytest.raises(FileNotFoundError):
+        files.check_writable(tmp_path / "run" / "vma.pt")
