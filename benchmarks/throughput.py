@@ -79,8 +79,7 @@ def testing(config: Config, where: torch.device, classes: int, memory: int) -> t
     torch.backends.cudnn.allow_tf32 = False
     spec, name = config.test_spec, configuration.cell_name(classes, memory)
     model, images = parsers.build_model(config, where).eval(), parsers.test_images(config, where)
-    at_once = spec.chunk if spec.samples else max(1, memory)  # samples, or addresses, of a target
-    batch, chunk = evaluator.sizes_at_once(where, config.test_data.batch_size, at_once)
+    batch, chunk = evaluator.sizes_at_once(where, config.test_data.batch_size, spec.at_once(memory))
     few = spec.model_copy(update={"targets": min(batch, spec.targets or len(images.images))})
     episodes = parsers.grid_episodes(config.model_copy(update={"test_spec": few}), images, classes, memory)
     given = (model, episodes, ("test", spec.seed, name), spec.samples, batch, chunk, lambda done: None)

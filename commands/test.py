@@ -140,8 +140,7 @@ def _evaluate(
     config, processes, name = session.config, session.processes, configuration.cell_name(max_batch_cls, timesteps)
     device: torch.device = images.images.device
     spec = config.test_spec
-    at_once = spec.chunk if spec.samples else max(1, timesteps)  # samples, or addresses, of a target
-    batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, at_once)
+    batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, spec.at_once(timesteps))
     episodes = parsers.grid_episodes(config, images, max_batch_cls, timesteps)
     done = processes.broadcast_from_main(partial(store.get_partial, name))
     bar.set_description(name)

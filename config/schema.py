@@ -438,6 +438,10 @@ class TestSpec(Section):
         """K of the bound; None: no samples, the exact log-likelihood."""
         return None if self.metric == "nll" else self.importance_num
 
+    def at_once(self, timesteps: int) -> int | None:
+        """Samples of a target that are computed at once, or without any its addresses; None: as suits the device."""
+        return self.chunk if self.samples else max(1, timesteps)
+
     @property
     def column(self) -> str:
         """The name of the bound in a table."""
