@@ -211,9 +211,11 @@ def _soft_read(config: Config, networks: Architecture, likelihood: Likelihood) -
 def build_optimizer(spec: TrainSpec, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that `spec` names, fused into one kernel where that exists on every device."""
     kind = getattr(torch.optim, spec.optimizer)
-    exists = "fused" in inspect.signature(kind).parameters and kind is not torch.optim.Adagrad  # before 2.13 no GPU's
-    fused = {"fused": True} if exists else {}
-    return kind(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, **fused)
+    taken = inspect.signature(kind).parameters
+    options: dict[str, object] = {"betas": spec.betas} if "betas" in taken else {}
+    if "fused" in taken and kind is not torch.optim.Adagrad:  # before torch 2.13 that of Adagrad is not on GPUs
+        options["fused"] = True
+    return kind(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, **options)
 
 
 def build_scheduler(spec: TrainSpec, optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler | None:

@@ -22,14 +22,15 @@ class Residual:
     """The architecture.  The encoder that addresses is a smaller one, since an address carries a few bits."""
 
     channels: tuple[int, int, int] = (12, 32, 64)  # full, half, quarter
-    blocks: tuple[int, int] = (2, 2)  # of the decoder at half and quarter resolution; the encoder has one at each
+    blocks: tuple[int, int] = (2, 2)  # of the decoder at half and quarter resolution
+    encoder_blocks: tuple[int, int] = (1, 1)
     address_channels: tuple[int, int] = (16, 32)  # half, quarter
 
     def address_encoder(self, side: int, outputs: int) -> "Encoder":
         return Encoder(side, self.address_channels, (0, 1), outputs)
 
     def encoder(self, side: int, outputs: int) -> "Encoder":
-        return Encoder(side, self.channels[1:], (1, 1), outputs)
+        return Encoder(side, self.channels[1:], self.encoder_blocks, outputs)
 
     def decoder(self, side: int, inputs: int, channels: int) -> "Decoder":
         return Decoder(side, self.channels, self.blocks, inputs, channels)

@@ -103,6 +103,7 @@ Whole: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(le=_LARGEST, ge
 Positive: TypeAlias = Annotated[Whole, Field(ge=1)]
 Natural: TypeAlias = Annotated[Whole, Field(ge=0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Side: TypeAlias = Annotated[Whole, Field(ge=20, le=64), BeforeValidator(_side)]
 Steps: TypeAlias = Annotated[
     tuple[Positive, ...],
@@ -112,6 +113,7 @@ Steps: TypeAlias = Annotated[
 Scales: TypeAlias = Annotated[
     tuple[Annotated[float, Field(ge=0.5, le=2)], ...], Field(max_length=9), BeforeValidator(_tuple)
 ]
+Betas: TypeAlias = Annotated[tuple[Beta, Beta], *_list_of(2, "two numbers below 1, such as [0.9, 0.999]")]
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], *_list_of(2, "two whole numbers, such as [48, 64]")]
 ThreeWidths: TypeAlias = Annotated[
     tuple[Positive, Positive, Positive], *_list_of(3, "three whole numbers, such as [32, 32, 64]")
@@ -197,6 +199,7 @@ class ResidualAutoencoder(Autoencoder):
     kind: Literal["residual"] = "residual"
     channels: ThreeWidths = key((12, 32, 64), "feature maps at full, half and quarter resolution")
     blocks: Widths = key((2, 2), "residual blocks of the decoder at half and at quarter resolution")
+    encoder_blocks: Widths = key((1, 1), "those of the encoder")
     address_channels: Widths = key((16, 32), "feature maps of the address encoder at half and at quarter resolution")
 
 
@@ -380,6 +383,7 @@ class TrainSpec(Section):
     init_from: PathText | None = key(None, "a checkpoint, to start from its weights")
     steps: Positive = key(..., "length of the training")
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = key("Adam", "a class of torch.optim")
+    betas: Betas = key((0.9, 0.999), "decays of its averages: Adam, AdamW, NAdam, RAdam, Adamax; not read by others")
     lr: float = key(..., "learning rate", gt=0)
     weight_decay: float = key(0.0, "of the optimizer", ge=0)
     scheduler: Annotated[SerializeAsAny[SchedulerSpec] | None, by_kind(SchedulerSpec)] = key(

@@ -32,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: that of the first training or test that did not end well, which ends the study."""
     p = program.parser("ablations", __doc__)
     p.add_argument("study", type=run.pathname, metavar="YAML", help="the list: config, set, rows")
+    p.add_argument("--seed", type=int, metavar="N", help="train_spec.seed of all rows; use another --output for it")
     p.add_argument("--only", action="append", metavar="NAME", help="only this row of the list; may be repeated")
     return program.status(execute, p.parse_args(arguments))
 
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> int:
     """Train, test and write, row by row.  Raises UserError, OSError."""
-    rows = read(args.study, args.output, args.root)
+    rows = read(args.study, args.output, args.root, args.seed)
     names = args.only or list(rows)
     if unknown := set(names) - rows.keys():
         raise UserError(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(rows)}")
@@ -52,7 +53,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> int:
     return 0
 
 
-def read(path: Path, output: Path, root: str | None = None) -> dict[str, Training]:
+def read(path: Path, output: Path, root: str | None = None, seed: int | None = None) -> dict[str, Training]:
     """The rows of the list in `path`, by name.  Raises UserError, with what is wrong."""
     try:
         raw = strict_yaml.parse(strict_yaml.read(path))
@@ -61,7 +62,8 @@ def read(path: Path, output: Path, root: str | None = None) -> dict[str, Trainin
     keys = {"config", "set", "rows"}
     if not isinstance(raw, dict) or raw.keys() != keys or not isinstance(raw["rows"], dict) or not raw["rows"]:
         raise UserError(f"{path}: expected the keys config, set (overrides of all rows) and rows (name: overrides)")
-    config, common = Path(str(raw["config"])), [*configuration.overrides(root), *_overrides(path, "set", raw["set"])]
+    config, common = Path(str(raw["config"])), configuration.overrides(root, seed=seed)
+    common += _overrides(path, "set", raw["set"])
     rows: dict[str, Training] = {}
     for name, own in raw["rows"].items():
         rows[name] = Training(config, [*common, *_overrides(path, f"rows.{name}", own)], output / name)

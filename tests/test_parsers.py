@@ -184,12 +184,16 @@ def test_a_scheduler_that_does_not_work_with_the_optimizer_is_said(tmp_path: Pat
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_resumes_from_its_saved_state(tmp_path: Path, name: str) -> None:
-    train_spec = spec(tmp_path, f"train_spec.optimizer={name}", "train_spec.weight_decay=0.1")
+    keys = [f"train_spec.optimizer={name}", "train_spec.weight_decay=0.1", "train_spec.betas=[0.8, 0.9]"]
+    train_spec = spec(tmp_path, *keys)
+    pytorch = inspect.signature(getattr(torch.optim, name)).parameters
+    assert "betas" not in pytorch or pytorch["betas"].default == TrainSpec.model_fields["betas"].default
 
     def optimizer(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         holder = nn.ParameterList(parameters)
         made = parsers.build_optimizer(train_spec, holder)
         assert type(made).__name__ == name
+        assert made.defaults.get("betas") == ((0.8, 0.9) if "betas" in pytorch else None)
         assert not (name == "Adagrad" and made.defaults["fused"])  # no GPU's before torch 2.13
         assert made.param_groups[0]["lr"] == 0.01 and made.param_groups[0]["weight_decay"] == 0.1
         return made

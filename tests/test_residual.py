@@ -1,5 +1,6 @@
 """The residual architecture: sizes, skips, gradients and memory format."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ def test_images_come_back_in_their_size(side: int) -> None:
     assert [m.shape for m in skips] == [(3, 2, 2 * n1, 2 * n1), (3, 3, n1, n1), (3, 4, n2, n2)]
     assert decoder(torch.rand(3, 6), skips).shape == (3, 2, side, side)
     assert SMALL.address_encoder(side, 7)(torch.rand(3, side, side))[0].shape == (3, 7)
+
+
+def test_blocks_are_where_the_configuration_puts_them() -> None:
+    """The smaller encoder, which addresses, keeps its one block."""
+    architecture = Residual(channels=(2, 3, 4), blocks=(1, 2), encoder_blocks=(3, 4), address_channels=(2, 3))
+    networks = (
+        architecture.encoder(26, 5), architecture.decoder(26, 6, 1), architecture.address_encoder(26, 5),
+    )  # fmt: skip
+    widths = [Counter(one.first.in_channels for one in net.modules() if isinstance(one, Block)) for net in networks]
+    assert widths == [{3: 3, 4: 4}, {3: 1, 4: 2}, {3: 1}]
 
 
 @pytest.mark.parametrize("side", [25, 26])
