@@ -381,6 +381,11 @@ def test_rows_with_other_targets_are_not_compared(
     assert not (tmp_path / "ablations").exists()
 
 
+def test_another_seed_is_that_of_all_rows(tmp_path: Path) -> None:
+    trainings = ablations.read(listed(tmp_path, LIST), tmp_path, seed=3)
+    assert {one.config.train_spec.seed for one in trainings.values()} == {3} and len(trainings) == 2
+
+
 def test_another_batch_is_tested_on_the_same_targets(tmp_path: Path) -> None:
     content = LIST.replace("model.importance_num=3", "train_data.batch_size=4, test_spec.chunk=3")
     ablations.read(listed(tmp_path, content), tmp_path)
@@ -396,11 +401,6 @@ def test_another_batch_is_tested_on_the_same_targets(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_another_seed_is_that_of_all_rows(tmp_path: Path) -> None:
-    trainings = ablations.read(listed(tmp_path, LIST), tmp_path, seed=3)
-    assert {one.config.train_spec.seed for one in trainings.values()} == {3} and len(trainings) == 2
-
-
 def test_a_mistake_in_a_later_row_is_found_before_the_first_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: str, said: str
 ) -> None:
