@@ -26,6 +26,7 @@ from models.likelihoods import BernoulliPixels, NormalPixels
 from models.vma.distributions import AddressPosterior, AddressPrior, DiagonalNormalHead, LatentPosterior, LatentPrior
 from models.vma.likelihood import ImageLikelihood, LatentFreeImageLikelihood
 from models.vma.model import VMA
+from models.vma.neighbours import PLANES
 from models.vma.placements import Placements
 from models.vma.soft_read import SoftRead
 from runtime.errors import DataError, UserError
@@ -169,13 +170,15 @@ def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
     code = latent or model.matching_dim  # of the memory image; as wide as z, or else as an embedding
     features = 2 * code  # as published
     placements = Placements(model.max_shift, model.scales)
+    planes = 1 + PLANES if model.neighbours else 1
+    decoder = networks.decoder(side, latent + code, likelihood.channels, planes)
     p_x = ImageLikelihood if latent else LatentFreeImageLikelihood
     return VMA(
         address_encoder=networks.address_encoder(side, model.matching_dim),
-        encoder=networks.encoder(side, features),
+        encoder=networks.encoder(side, features, planes),
         p_a=AddressPrior(model.num_dummies, learned=model.address_prior == "learned"),
         p_z=LatentPrior(features, latent, hidden),
-        p_x=p_x(networks.decoder(side, latent + code, likelihood.channels), likelihood, features, code, placements),
+        p_x=p_x(decoder, likelihood, features, code, placements),
         q_a=AddressPosterior(scaled=model.address_scale == "sqrt"),
         q_z=LatentPosterior(features, latent, hidden),
         side=side,
@@ -185,6 +188,7 @@ def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
         use_dreg=spec.z_gradient == "dreg",
         gradient_samples=spec.gradient_samples,
         placements=placements,
+        with_neighbours=model.neighbours,
         summed_addresses=config.test_spec.addresses,
         address_rounds=config.test_spec.address_rounds,
     )

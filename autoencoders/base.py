@@ -1,7 +1,7 @@
 """The contract of an architecture: convolutional encoders of images, and a decoder that reads their maps.
 
-`N` images · `n` their side · `D` vector · `R` rows that were picked from the N images · `C` parameters of a pixel ·
-`c h w` channels and sides of a map.
+`N` images · `P` planes of an image · `n` their side · `D` vector · `R` rows that were picked from the N images ·
+`C` parameters of a pixel · `c h w` channels and sides of a map.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module, ABC):
-    """Images [N, n, n] -> a vector [N, D] and maps [N, c, h, w] for the decoder, from fine to coarse."""
+    """Images [N, n, n] -> a vector [N, D] and maps [N, c, h, w] for the decoder, from fine to coarse.
+
+    One for several planes has images [N, P, n, n], of which the first plane is the image itself.
+    """
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]: ...
@@ -36,11 +39,16 @@ class Architecture(Protocol):
     def address_encoder(self, side: int, outputs: int) -> Encoder:
         """The encoder of embeddings [N, outputs] for addressing; its maps are not used and may be ()."""
 
-    def encoder(self, side: int, outputs: int) -> Encoder:
+    def encoder(self, side: int, outputs: int, planes: int = 1) -> Encoder:
         """The encoder of features, with a vector [N, outputs]."""
 
-    def decoder(self, side: int, inputs: int, channels: int) -> Decoder:
-        """A decoder of codes [R, inputs] to `channels` parameters of a pixel."""
+    def decoder(self, side: int, inputs: int, channels: int, planes: int = 1) -> Decoder:
+        """A decoder of codes [R, inputs] and of maps of such an encoder to `channels` parameters of a pixel."""
+
+
+def by_planes(images: Tensor) -> Tensor:
+    """[N, n, n] or [N, P, n, n] -> [N, P, n, n]"""
+    return images.unsqueeze(1) if images.dim() == 3 else images
 
 
 def halved(side: int) -> int:

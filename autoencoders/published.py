@@ -1,7 +1,7 @@
 """Convolutional encoder and decoder of the published model; every size follows from the side of the image.
 
-`N` images · `R` codes · `C` parameters of a pixel · `n` side of the image, `n1 n2 n3` after halving it (upwards) once,
-twice, three times: 26 -> 13, 7, 4.
+`N` images · `P` planes of an image · `R` codes · `C` parameters of a pixel · `n` side of the image, `n1 n2 n3` after
+halving it (upwards) once, twice, three times: 26 -> 13, 7, 4.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoencoders import base
-from autoencoders.base import halved
+from autoencoders.base import by_planes, halved
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Published:
     channels: tuple[int, int] = (48, 64)  # maps at the two finer scales and at the coarser ones
     hidden: tuple[int, int] = (100, 256)  # dense layers of the encoder and of the decoder
 
-    def encoder(self, side: int, outputs: int) -> "Encoder":
-        return Encoder(side, self.channels, self.hidden[0], outputs)
+    def encoder(self, side: int, outputs: int, planes: int = 1) -> "Encoder":
+        return Encoder(side, self.channels, self.hidden[0], outputs, planes)
 
     address_encoder = encoder
 
-    def decoder(self, side: int, inputs: int, channels: int) -> "Decoder":
+    def decoder(self, side: int, inputs: int, channels: int, planes: int = 1) -> "Decoder":
         return Decoder(side, self.channels, self.hidden[1], inputs, channels)
 
 
@@ -43,13 +43,13 @@ def upsample(channels: int, side: int) -> nn.Sequential:
 
 
 class Encoder(base.Encoder):
-    """Images [N, n, n] -> vector [N, outputs] and maps ([N, fine, n1, n1], [N, coarse, n2, n2])."""
+    """Images [N, n, n] or [N, P, n, n] -> vector [N, outputs] and maps ([N, fine, n1, n1], [N, coarse, n2, n2])."""
 
-    def __init__(self, side: int, channels: tuple[int, int], hidden: int, outputs: int) -> None:
+    def __init__(self, side: int, channels: tuple[int, int], hidden: int, outputs: int, planes: int = 1) -> None:
         super().__init__()
         fine, coarse = channels
         last = halved(halved(halved(side)))
-        self.fine = nn.Sequential(conv(1, fine), conv(fine, fine, stride=2), conv(fine, fine))
+        self.fine = nn.Sequential(conv(planes, fine), conv(fine, fine, stride=2), conv(fine, fine))
         self.coarse = nn.Sequential(conv(fine, coarse, stride=2), conv(coarse, coarse))
         self.vector = nn.Sequential(
             conv(coarse, coarse, stride=2),
@@ -60,7 +60,7 @@ class Encoder(base.Encoder):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        fine = self.fine(images.unsqueeze(1))  # [N, fine, n1, n1]
+        fine = self.fine(by_planes(images))  # [N, fine, n1, n1]
         coarse = self.coarse(fine)  # [N, coarse, n2, n2]
         return self.vector(coarse), (fine, coarse)
 

@@ -3,8 +3,8 @@
 Images enter by blocks of 2 x 2 pixels and leave the same way, so that nearly all work is done at half and quarter
 resolution.
 
-`N` images · `R` codes · `C` parameters of a pixel · `n` side of the image, `n1 n2` after halving it (upwards) once,
-twice: 26 -> 13, 7 · `full half quarter` channels at sides 2 n1, n1, n2.
+`N` images · `P` planes of an image · `R` codes · `C` parameters of a pixel · `n` side of the image, `n1 n2` after
+halving it (upwards) once, twice: 26 -> 13, 7 · `full half quarter` channels at sides 2 n1, n1, n2.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoencoders import base
-from autoencoders.base import halved
+from autoencoders.base import by_planes, halved
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Residual:
     def address_encoder(self, side: int, outputs: int) -> "Encoder":
         return Encoder(side, self.address_channels, (0, 1), outputs)
 
-    def encoder(self, side: int, outputs: int) -> "Encoder":
-        return Encoder(side, self.channels[1:], self.encoder_blocks, outputs)
+    def encoder(self, side: int, outputs: int, planes: int = 1) -> "Encoder":
+        return Encoder(side, self.channels[1:], self.encoder_blocks, outputs, planes)
 
-    def decoder(self, side: int, inputs: int, channels: int) -> "Decoder":
-        return Decoder(side, self.channels, self.blocks, inputs, channels)
+    def decoder(self, side: int, inputs: int, channels: int, planes: int = 1) -> "Decoder":
+        return Decoder(side, self.channels, self.blocks, inputs, channels, planes)
 
 
 class Block(nn.Module):
@@ -53,23 +53,28 @@ def stack(number: int, channels: int) -> nn.Sequential:
 
 
 class Encoder(base.Encoder):
-    """Images [N, n, n] -> vector [N, outputs] and maps ([N, 1, 2 n1, 2 n1], [N, half, n1, n1], [N, quarter, n2, n2]).
+    """Images [N, P, n, n] -> a vector [N, outputs] and maps.
 
+    These are [N, P, 2 n1, 2 n1], [N, half, n1, n1] and [N, quarter, n2, n2].
     The first map is the image itself; where its side is odd, a row and a column of paper make it even.
     """
 
-    def __init__(self, side: int, channels: tuple[int, int], blocks: tuple[int, int], outputs: int) -> None:
+    def __init__(
+        self, side: int, channels: tuple[int, int], blocks: tuple[int, int], outputs: int, planes: int = 1
+    ) -> None:
         super().__init__()
         half, quarter = channels
         self.border = side % 2
-        self.to_half = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, half, 3, padding=1), stack(blocks[0], half))
+        self.to_half = nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(4 * planes, half, 3, padding=1), stack(blocks[0], half)
+        )
         self.to_quarter = nn.Sequential(
             nn.ReLU(), nn.Conv2d(half, quarter, 3, stride=2, padding=1), stack(blocks[1], quarter)
         )
         self.vector = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(quarter * halved(halved(side)) ** 2, outputs))
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        image = F.pad(images.unsqueeze(1), (0, self.border, 0, self.border))  # [N, 1, 2 n1, 2 n1]
+        image = F.pad(by_planes(images), (0, self.border, 0, self.border))  # [N, P, 2 n1, 2 n1]
         half = self.to_half(image)  # [N, half, n1, n1]
         quarter = self.to_quarter(half)  # [N, quarter, n2, n2]
         return self.vector(quarter), (image, half, quarter)
@@ -83,14 +88,20 @@ class Decoder(base.Decoder):
     """
 
     def __init__(
-        self, side: int, channels: tuple[int, int, int], blocks: tuple[int, int], inputs: int, outputs: int = 1
+        self,
+        side: int,
+        channels: tuple[int, int, int],
+        blocks: tuple[int, int],
+        inputs: int,
+        outputs: int = 1,
+        planes: int = 1,
     ) -> None:
         super().__init__()
         full, half, quarter = channels
         self.side, self.side_half = side, halved(side)
         side_quarter = halved(self.side_half)
         self.skips = nn.ModuleList(
-            [nn.Conv2d(1, full, 5, padding=2), nn.Conv2d(half, half, 1), nn.Conv2d(quarter, quarter, 1)]
+            [nn.Conv2d(planes, full, 5, padding=2), nn.Conv2d(half, half, 1), nn.Conv2d(quarter, quarter, 1)]
         )
         self.expand = nn.Sequential(
             nn.Linear(inputs, quarter * side_quarter**2), nn.Unflatten(1, (quarter, side_quarter, side_quarter))

@@ -198,7 +198,7 @@ def initial_weights(config: Config) -> dict[str, Tensor]:
     try:
         state = load_matching(path, config, configuration.INITIAL_KEYS)
         began = config_of(path, state)
-        _refuse_deeper(path, began, config)
+        _refuse_larger(path, began, config)
         refuse_test_classes(path, state, config)
     except UserError as error:
         raise type(error)(f"train_spec.init_from: {error}\n{way_out}") from None
@@ -209,12 +209,16 @@ def initial_weights(config: Config) -> dict[str, Tensor]:
     return state["model"]
 
 
-def _refuse_deeper(path: Path, began: Config, config: Config) -> None:
+def _refuse_larger(path: Path, began: Config, config: Config) -> None:
     then, now = began.model.causal, config.model.causal
     for key in ("trunk_blocks", "fusion_blocks"):
         if getattr(then, key) > getattr(now, key):
             numbers = f"{getattr(then, key)} in the checkpoint, {getattr(now, key)} now"
             raise UserError(f"{path}: model.causal.{key}: {numbers}; blocks can be added, but not left out")
+    if began.model.neighbours and not config.model.neighbours:
+        raise UserError(
+            f"{path}: model.neighbours: true in the checkpoint, false now; they can be added, but not left out"
+        )
 
 
 def load_state(path: Path) -> dict[str, Any]:

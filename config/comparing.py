@@ -24,7 +24,10 @@ INITIAL_KEYS = (
 
 # What must agree between a checkpoint and the config it is tested with; classes of one split's test are among those of
 # the other's training.
-MODEL_KEYS = (*INITIAL_KEYS, "model.causal", "model.max_shift", "model.scales", "test_data.resample", "test_data.split")
+MODEL_KEYS = (
+    *INITIAL_KEYS, "model.causal", "model.max_shift", "model.scales", "model.neighbours",
+    "test_data.resample", "test_data.split",
+)  # fmt: skip
 
 # What chooses the classes that are trained on and held out.
 HELD_OUT_KEYS = (

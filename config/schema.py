@@ -243,6 +243,9 @@ class ModelConfig(Section):
         0, "pixels by which an address may move what is made of the picked image, down and right"
     )
     scales: Scales = key((1.0,), "by how much an address may stretch it, down and right each; 1 is one of them")
+    neighbours: bool = key(
+        False, "what is made of a picked image depends on the other images of its memory too, laid onto it"
+    )
     head_hidden: Natural = key(0, "width of a hidden layer in q(z | x, m_a) and p(z | m_a); 0: linear, as published")
 
 

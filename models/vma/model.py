@@ -24,6 +24,7 @@ from models import objectives
 from models.base import EpisodeBatch, Explanation, MemoryModel, Noise
 from models.vma.distributions import AddressPosterior, AddressPrior, LatentPosterior, LatentPrior
 from models.vma.likelihood import ImageLikelihood
+from models.vma.neighbours import PLANES, neighbours
 from models.vma.placements import PlacementPosterior, PlacementPrior, Placements
 from models.vma.sampling import apply_dreg, detached, reattach_sample, sample_categorical, sample_normal
 from models.vma.search import search
@@ -40,7 +41,7 @@ class EncodedMemory:
     """
 
     memory: Tensor  # [G, M, H, W]
-    images: Tensor  # [N, H, W]
+    images: Tensor  # [N, H, W] or, with neighbours, [N, 1 + PLANES, H, W]
     slots: Tensor  # [G, S]
     embeddings: Tensor  # [G, S, matching]
     p_a: Categorical  # logits [G, 1, A]
@@ -126,6 +127,7 @@ class VMA(MemoryModel):
         use_dreg: take the doubly reparameterised gradient for q(z|x,m_a).
         gradient_samples: through how many samples of a target the gradient goes: "all", or 1.
         placements: of picked images; with more than one, `p_s` and `q_s` are their distributions.
+        with_neighbours: `encoder` has further planes, in which it sees what the rest of the memory shows of an image.
         summed_addresses: how many addresses `log_likelihood` sums over; None: all.
         address_rounds: in how many rounds it searches for them.
     """
@@ -147,6 +149,7 @@ class VMA(MemoryModel):
         use_dreg: bool = False,
         gradient_samples: int | str = "all",
         placements: Placements = Placements(),
+        with_neighbours: bool = False,
         summed_addresses: int | None = None,
         address_rounds: int = 1,
     ) -> None:
@@ -154,7 +157,7 @@ class VMA(MemoryModel):
         self.address_encoder, self.encoder = address_encoder, encoder
         self.p_a, self.p_z, self.p_x = p_a, p_z, p_x
         self.q_a, self.q_z, self.latent = q_a, q_z, q_z.head.latent
-        self.placements = placements
+        self.placements, self.with_neighbours = placements, with_neighbours
         self.summed_addresses, self.address_rounds = summed_addresses, address_rounds
         if len(placements) > 1:
             self.p_s, self.q_s = PlacementPrior(placements), PlacementPosterior(placements)
@@ -165,11 +168,17 @@ class VMA(MemoryModel):
         self.pictured = p_x.likelihood.pictured
 
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`weights`; those of p(s) and q(s|x,m) as they are here where `weights` has none, or those of other sizes."""
+        """`weights`; those of p(s) and q(s|x,m) as they are here where `weights` has none, or those of other sizes.
+
+        Planes that the encoder has not seen yet change nothing at first.
+        """
         of_s = ("p_s.", "q_s.")
         own = {name: w for name, w in self.state_dict().items() if name.startswith(of_s)}
         fits = {n: w for n, w in weights.items() if not n.startswith(of_s) or (n in own and own[n].shape == w.shape)}
-        return own | super().adapted(fits)
+        adapted = own | super().adapted(fits)
+        if self.with_neighbours:
+            adapted |= {n: _with_planes(adapted[n], w) for n, w in self.state_dict().items() if n in adapted}
+        return adapted
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
@@ -185,26 +194,40 @@ class VMA(MemoryModel):
         slots = torch.cat([rows[: g * size].view(g, size), rows[g * size :].expand(g, -1)], 1)
         # not `[slots]`, whose gradient adds up in an order that changes from run to run with several threads
         embedded = self.address_encoder(images)[0].to(memory.dtype).index_select(0, slots.flatten())
+        embeddings = embedded.unflatten(0, slots.shape)
+        if self.with_neighbours:
+            q_s = self.q_s if len(self.placements) > 1 else None
+            beside = neighbours(memory, embeddings, self.q_a, q_s, self.placements)
+            images = self._planes(images, beside.flatten(0, 1))
         features = self._features(images) if precompute_features else None
         p_a = self.p_a(g, size)
         if len(self.placements) > 1:
             p_a = self.placements.joint(p_a, self.p_s(), size)
-        return EncodedMemory(memory, images, slots, embedded.unflatten(0, slots.shape), p_a, features)
+        return EncodedMemory(memory, images, slots, embeddings, p_a, features)
+
+    def _planes(self, images: Tensor, beside: Tensor) -> Tensor:
+        """Images [N, H, W] and what lies beside the first of them, [n, PLANES, H, W] -> [N, 1 + PLANES, H, W]."""
+        empty = beside.new_zeros(len(images) - len(beside), *beside.shape[1:])
+        return torch.cat([images.unsqueeze(1), torch.cat([beside, empty])], 1)
+
+    def _target_vectors(self, x: Tensor) -> Tensor:
+        """The vectors [N, D] of targets [N, H, W], which have no neighbours."""
+        seen = self._planes(x, x.new_empty(0, PLANES, *x.shape[1:])) if self.with_neighbours else x
+        return self.encoder(seen)[0].to(x.dtype)
 
     def encode_targets(self, x: Tensor, m: EncodedMemory) -> EncodedTargets:
         """Encode the targets x [G, T, H, W] and address the memory with them."""
-
-        def encoded(encoder: Encoder) -> Tensor:
-            return encoder(x.flatten(0, 1))[0].to(x.dtype).unflatten(0, x.shape[:2])
-
-        q_a = self.q_a(encoded(self.address_encoder), m.embeddings)
+        flat, of_targets = x.flatten(0, 1), x.shape[:2]
+        embeddings = self.address_encoder(flat)[0].to(x.dtype)
+        q_a = self.q_a(embeddings.unflatten(0, of_targets), m.embeddings)
         if len(self.placements) > 1:
             q_a = self.placements.joint(q_a, self.q_s(x, m.memory).to(x.dtype), m.size)
-        features = encoded(self.encoder) if self.latent and len(self.placements) == 1 else None
+        needed = self.latent and len(self.placements) == 1
+        features = self._target_vectors(flat).unflatten(0, of_targets) if needed else None
         return EncodedTargets(x, q_a, features, self.p_x.context(x))
 
     def _features(self, images: Tensor) -> Features:
-        """Features of images [N, H, W], maps prepared for the decoder."""
+        """Features of rows of `EncodedMemory.images`, maps prepared for the decoder."""
         vector, maps = self.encoder(images)
         return self.p_x.precompute(vector.to(images.dtype), maps)
 
@@ -238,7 +261,7 @@ class VMA(MemoryModel):
         pairs, back = (which * len(self.placements) + m_a.placement).unique(return_inverse=True)  # [P], [K, G, T]
         rows, placement = pairs // len(self.placements), pairs % len(self.placements)
         onto = self.placements.place(x.flatten(0, 1).unsqueeze(1), rows, placement, back=True).squeeze(1)
-        encoded = self.encoder(onto)[0].to(x.dtype)  # [P, D]
+        encoded = self._target_vectors(onto)  # [P, D]
         return encoded.index_select(0, back.flatten()).unflatten(0, back.shape)
 
     # --- samples and their weights ------------------------------------------------------------------------------------
@@ -425,3 +448,8 @@ class VMA(MemoryModel):
     def slot_images(self, memory: Tensor) -> Tensor:
         """The images of each memory [G, M, H, W] and the dummies: [G, S, H, W]."""
         return torch.cat([memory, self.dummies.detach().expand(len(memory), -1, -1, -1)], 1)
+
+
+def _with_planes(weight: Tensor, like: Tensor) -> Tensor:
+    """The weight of a convolution, with zeros for the planes that the one of `like` has beside its own."""
+    return F.pad(weight, (0, 0, 0, 0, 0, like.shape[1] - weight.shape[1])) if weight.dim() == 4 else weight
