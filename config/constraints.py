@@ -187,7 +187,7 @@ def _read(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:
     if len(model.scales) > 1:
         yield "model.scales", f"{list(model.scales)} stretch the picked image, and model.read soft picks none; use [1]"
     if model.neighbours:
-        yield "model.neighbours", "of the picked image, and model.read soft picks none; use false"
+        yield "model.neighbours", "true looks beside the picked image, and model.read soft picks none; use false"
     for name, only in (("objective", "vimco"), ("gradient_samples", "all"), ("z_gradient", "standard")):
         if (value := getattr(train_spec, name)) != only:
             yield f"train_spec.{name}", f"{value} needs addresses, which model.read soft has none of; use {only}"
