@@ -229,7 +229,7 @@ _KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from runtime import checkpoints, files
+from runtime import checkpoints
 
 path, count = Path(sys.argv[1]), int(sys.argv[2])
 values = [torch.full((50_000,), float(i)) for i in range(3)]

@@ -172,12 +172,12 @@ class VMA(MemoryModel):
 
         Planes that the encoder has not seen yet change nothing at first.
         """
-        of_s = ("p_s.", "q_s.")
-        own = {name: w for name, w in self.state_dict().items() if name.startswith(of_s)}
+        of_s, all_own = ("p_s.", "q_s."), self.state_dict()
+        own = {name: w for name, w in all_own.items() if name.startswith(of_s)}
         fits = {n: w for n, w in weights.items() if not n.startswith(of_s) or (n in own and own[n].shape == w.shape)}
         adapted = own | super().adapted(fits)
         if self.with_neighbours:
-            adapted |= {n: _with_planes(adapted[n], w) for n, w in self.state_dict().items() if n in adapted}
+            adapted |= {n: _with_planes(adapted[n], w) for n, w in all_own.items() if n in adapted}
         return adapted
 
     # --- encoding -----------------------------------------------------------------------------------------------------
