@@ -23,6 +23,7 @@ from data.registry import DATA_SETS
 from models.base import Likelihood, MemoryModel
 from models.causal import CausalLikelihood
 from models.likelihoods import BernoulliPixels, NormalPixels
+from models.orders import EveryOrder
 from models.vma.distributions import AddressPosterior, AddressPrior, DiagonalNormalHead, LatentPosterior, LatentPrior
 from models.vma.likelihood import ImageLikelihood, LatentFreeImageLikelihood
 from models.vma.model import VMA
@@ -207,6 +208,11 @@ def _soft_read(config: Config, networks: Architecture, likelihood: Likelihood) -
         num_dummies=model.num_dummies,
         importance_num=model.importance_num,
     )
+
+
+def in_every_order(config: Config, model: MemoryModel) -> MemoryModel:
+    """A trained model as the configuration evaluates it."""
+    return EveryOrder(model, config.model.orders) if config.model.orders > 1 else model
 
 
 # --- optimisation -----------------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--restart", action="store_true", help="train from the start; an earlier run is discarded")
     p.add_argument("--export", type=pathname, metavar="PATH",
                    help="write the weights, with their configuration, to PATH, which ends in .safetensors")  # fmt: skip
+    p.add_argument("--half", action="store_true", help="--export in half precision, a file half as large")
     p.add_argument(
         "--replay", type=pathname, metavar="PATH", help="re-run the step that gave NaN or Inf, and nothing else"
     )
@@ -93,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
         p.error("--checkpoint is for --test, --sample and --export; to train from weights, set train_spec.init_from")
     if args.export and args.export.suffix != ".safetensors":
         p.error(f"--export {args.export}: the name must end in .safetensors")
+    if args.half and not args.export:
+        p.error("--half is for --export")
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if os.environ.get("RANK", "0") == "0":
@@ -124,7 +127,7 @@ def report(error: BaseException, given: list[str], restarted: bool) -> None:
     elif not isinstance(error, Stopped | PeerFailedError):
         say(sentence(error))
     if first and (evidence := getattr(error, "evidence", None)):
-        others = without(given, "--train", "--test", "--sample", "--restart", with_value=("--export",))
+        others = without(given, "--train", "--test", "--sample", "--restart", "--half", with_value=("--export",))
         say(f"replay that step alone with: python run.py {shlex.join([*others, '--replay', str(evidence)])}")
 
 
@@ -208,7 +211,7 @@ def run_commands(session: "Session", args: argparse.Namespace) -> None:
     elif args.sample:
         commands.sample.run(session)
     if args.export:
-        commands.export.run(session, args.export)
+        commands.export.run(session, args.export, args.half)
 
 
 def standalone(main: Callable[[list[str] | None], int], arguments: list[str] | None = None) -> NoReturn:

@@ -7,8 +7,10 @@ from commands.session import Session
 from runtime import checkpoints
 
 
-def run(session: Session, path: Path) -> None:
+def run(session: Session, path: Path, half: bool = False) -> None:
     """Write the weights, with their configuration, to `path`; the digest of their values is the one tables name.
+
+    With `half` they are rounded to half precision.
 
     Raises UserError, DataError, OSError.
 
@@ -16,7 +18,7 @@ def run(session: Session, path: Path) -> None:
     """
     if session.processes.main:
         state = session.load_checkpoint()
-        checkpoints.export(path, state["model"], state["config"])
+        weights = checkpoints.export(path, state["model"], state["config"], half)
         content = path.read_bytes()
         print(f"written: {path}, {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
-        print(f"SHA-256 of the values of the weights: {checkpoints.digest(state['model'])}")
+        print(f"SHA-256 of the values of the weights: {checkpoints.digest(weights)}")

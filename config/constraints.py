@@ -172,6 +172,12 @@ def _metric(model: ModelConfig, test_spec: TestSpec) -> Iterator[Problem]:
         yield "test_spec.address_rounds", f"{text}; use 1, or at least {rounds} addresses"
 
 
+def _orders(model: ModelConfig) -> Iterator[Problem]:
+    if model.orders > 1 and model.likelihood != "causal":
+        text = f"{model.orders} orders of pixels, which model.likelihood {model.likelihood} draws in none"
+        yield "model.orders", f"{text}; use 1, or likelihood causal"
+
+
 def _scales(model: ModelConfig) -> Iterator[Problem]:
     if 1 not in model.scales or len(set(model.scales)) < len(model.scales):
         yield "model.scales", f"{list(model.scales)} must contain 1, the image as it is, and no number twice"
@@ -206,5 +212,5 @@ def _files(train_spec: TrainSpec, test_spec: TestSpec) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _train_data, _val_data, _test_data, _test_grid, _without_dummies, _samples, _warmup, _scheduler, _subset, _metric,
-    _scales, _read, _files,
+    _orders, _scales, _read, _files,
 )  # fmt: skip

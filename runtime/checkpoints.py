@@ -79,18 +79,30 @@ def _unchanged(path: Path) -> bytes:
     return content
 
 
-def export(path: Path, weights: Mapping[str, Tensor], config: str) -> None:
-    """Write `weights` with their configuration as a safetensors file.  Raises OSError."""
+def export(path: Path, weights: Mapping[str, Tensor], config: str, half: bool = False) -> dict[str, Tensor]:
+    """Write `weights` with their configuration as a safetensors file, and return what is read from it.  Raises OSError.
+
+    With `half` they are rounded to float16, and the file is half as large.
+    """
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    header = {"config": config, "sha256": hashlib.sha256(config.encode() + digest(plain).encode()).hexdigest()}
+    if half:
+        plain = {name: value.half() if value.is_floating_point() else value for name, value in plain.items()}
+    values = _single(plain)
+    header = {"config": config, "sha256": hashlib.sha256(config.encode() + digest(values).encode()).hexdigest()}
     write_atomically(path, safetensors.torch.save(plain, header))
+    return values
+
+
+def _single(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those in float16 as the float32 that they stand for."""
+    return {name: value.float() if value.dtype == torch.float16 else value for name, value in weights.items()}
 
 
 def _exported(path: Path) -> dict[str, Any]:
     """`config` and `model` of what `export` wrote.  Raises DataError."""
     content = _read(path, lambda start, end: 0 < int.from_bytes(start, "little") <= _LONGEST_HEADER)
     try:
-        weights = safetensors.torch.load(content)
+        weights = _single(safetensors.torch.load(content))
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])["__metadata__"]
         config = header["config"]

@@ -362,6 +362,18 @@ def test_exported_weights_read_back(exported: tuple[Path, dict[str, torch.Tensor
     assert torch.equal(load_file(path)["a"], weights["a"])  # for whoever has only that library
 
 
+def test_in_half_precision_a_file_is_half_as_large_and_holds_the_nearest_values(tmp_path: Path) -> None:
+    weights = {"a": torch.randn(100, 200, generator=torch.Generator().manual_seed(0)), "n": torch.arange(3)}
+    plain, half = tmp_path / "plain.safetensors", tmp_path / "half.safetensors"
+    checkpoints.export(plain, weights, "model: {}\n")
+    written = checkpoints.export(half, weights, "model: {}\n", half=True)
+    assert half.stat().st_size < 0.51 * plain.stat().st_size
+    read = checkpoints.load(half)["model"]
+    assert checkpoints.digest(read) == checkpoints.digest(written)
+    assert read["a"].dtype == torch.float32 and torch.equal(read["n"], weights["n"])
+    assert (read["a"] - weights["a"]).abs().le(2**-11 * weights["a"].abs() + 2**-25).all()  # of float16, subnormal too
+
+
 def test_a_changed_byte_of_exported_weights_is_found(exported: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, weights = exported
     content = path.read_bytes()

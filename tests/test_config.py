@@ -1164,6 +1164,7 @@ def test_every_model_key_is_either_compared_or_free() -> None:
         *(key.replace("autoencoder", "autoencoder.kind") for key in config.MODEL_KEYS if key.startswith("model.")),
         *(f"model.causal.{key}" for key in schema.CausalConfig.model_fields),
         "model.importance_num",
+        "model.orders",
     } - {"model.causal"}
 
 

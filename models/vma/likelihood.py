@@ -17,7 +17,8 @@ from autoencoders.features import Features, FeaturesAt
 from models.base import Likelihood, Noise
 from models.vma.placements import Placements
 
-PAIRS_STORED = 2048  # with more pairs, activations are recomputed for the gradient instead of being stored
+# With more pairs, activations are recomputed for the gradient instead of being stored.
+PAIRS_STORED = {"cpu": 2048, "cuda": 8192}
 PAIRS_AT_ONCE = {"cpu": 24, "cuda": 4096}  # without a gradient; on a CPU as many as fit its caches
 
 
@@ -100,7 +101,7 @@ class LatentFreeImageLikelihood(ImageLikelihood):
 
         if not torch.is_grad_enabled():
             return torch.cat([log_prob(chunk) for chunk in pairs.split(PAIRS_AT_ONCE[x.device.type])])[back]
-        chunks = pairs.split(PAIRS_STORED)
+        chunks = pairs.split(PAIRS_STORED[x.device.type])
         if len(chunks) == 1:
             return log_prob(pairs)[back]
         return torch.cat([checkpoint(log_prob, chunk, use_reentrant=False) for chunk in chunks])[back]
