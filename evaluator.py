@@ -63,14 +63,15 @@ def importance_bounds(
 
 
 @torch.no_grad()
-def log_likelihoods(model: MemoryModel, episodes: Episodes) -> dict[str, Tensor]:
-    """What `importance_bounds` returns, where log p(x|M) and its posterior over addresses are known exactly.
+def log_likelihoods(model: MemoryModel, episodes: Episodes, key: Sequence[int | str]) -> dict[str, Tensor]:
+    """What `importance_bounds` returns, where log p(x|M) and its posterior over addresses are known exactly, or nearly.
 
     Raises:
         NotImplementedError: the model only knows bounds.
     """
     m = model.encode_memory(episodes.memory, precompute_features=True)
-    log_p, targets = model.log_likelihood(m, model.encode_targets(episodes.x, m))
+    noise = TargetNoise(*key, targets=episodes.x_index.flatten())
+    log_p, targets = model.log_likelihood(m, model.encode_targets(episodes.x, m), noise)
     return _per_target({"bound": log_p, **model.metrics(m, targets, episodes)}, episodes)
 
 
@@ -117,7 +118,7 @@ def evaluate_cell(
         shard = slice(first + batch * processes.rank, min(first + batch * (processes.rank + 1), n))
         if shard.start < n:
             batch_of = episodes.batch(shard)
-            found = importance_bounds(model, batch_of, key, k, chunk) if k else log_likelihoods(model, batch_of)
+            found = importance_bounds(model, batch_of, key, k, chunk) if k else log_likelihoods(model, batch_of, key)
             if not found["bound"].isfinite().all():
                 way_out = "test other weights, or train anew with a lower train_spec.lr"
                 raise NonFiniteError(f"{key[-1]}: the bound of a target is not finite, so there is no row; {way_out}")

@@ -160,8 +160,10 @@ def build_model(config: Config, device: torch.device) -> MemoryModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", config.train_spec.seed))
         networks = AUTOENCODERS[config.model.autoencoder.kind](**config.model.autoencoder.model_dump(exclude={"kind"}))
-        build = _soft_read if config.model.read == "soft" else _vma
+        build: Callable[..., MemoryModel] = _soft_read if config.model.read == "soft" else _vma
         model = build(config, networks, LIKELIHOODS[config.model.likelihood](config.model))
+    if config.model.orders > 1:
+        model = EveryOrder(model, config.model.orders)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -192,6 +194,7 @@ def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
         with_neighbours=model.neighbours,
         summed_addresses=config.test_spec.addresses,
         address_rounds=config.test_spec.address_rounds,
+        sampled_addresses=config.test_spec.sampled_addresses,
     )
 
 
@@ -208,11 +211,6 @@ def _soft_read(config: Config, networks: Architecture, likelihood: Likelihood) -
         num_dummies=model.num_dummies,
         importance_num=model.importance_num,
     )
-
-
-def in_every_order(config: Config, model: MemoryModel) -> MemoryModel:
-    """A trained model as the configuration evaluates it."""
-    return EveryOrder(model, config.model.orders) if config.model.orders > 1 else model
 
 
 # --- optimisation -----------------------------------------------------------------------------------------------------

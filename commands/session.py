@@ -103,7 +103,7 @@ class Session:
             model.load_state_dict(weights)
         Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood
         torch.backends.cudnn.allow_tf32 = False  # bounds in float32, on every device
-        return parsers.in_every_order(self.config, model).eval()
+        return model.eval()
 
 
 def load_matching(path: Path, config: Config, keys: Sequence[str]) -> dict[str, Any]:

@@ -87,8 +87,9 @@ def _origin(config: Config, digest: str, images: ClassImages) -> str:
         "importance_num": spec.samples or "exact",
         "seed": spec.seed,
         **({"addresses": spec.addresses} if spec.addresses else {}),
-        **({"orders": config.model.orders} if config.model.orders > 1 else {}),
         **({"address_rounds": spec.address_rounds} if spec.address_rounds > 1 else {}),
+        **({"sampled_addresses": spec.sampled_addresses} if spec.sampled_addresses else {}),
+        **({"orders": config.model.orders} if config.model.orders > 1 else {}),
     }
     return json.dumps(origin, sort_keys=True)
 

@@ -13,7 +13,6 @@ MAY_CHANGE_ON_RESUME = (
     "train_spec.steps", "train_spec.checkpoint_path", "train_spec.log_file", "train_spec.gpus", "train_spec.val_every",
     "train_spec.log_every", "train_spec.save_every", "train_spec.rendezvous", "train_spec.gradient_samples",
     "train_spec.deterministic", "train_data.root", "train_data.iter", "val_data.root", "test_data", "test_spec",
-    "model.orders",
 )  # fmt: skip
 
 # What must agree between a checkpoint and the config that begins with its weights.

@@ -167,6 +167,9 @@ def _metric(model: ModelConfig, test_spec: TestSpec) -> Iterator[Problem]:
     if test_spec.addresses and metric != "nll":
         text = f"{test_spec.addresses} of the addresses are summed over by metric nll, and this is {metric}"
         yield "test_spec.addresses", f"{text}; use null, or metric nll"
+    if test_spec.sampled_addresses and not test_spec.addresses:
+        text = f"{test_spec.sampled_addresses} are drawn beside likely ones, and test_spec.addresses null sums over all"
+        yield "test_spec.sampled_addresses", f"{text}; use 0, or a number of addresses"
     if (rounds := test_spec.address_rounds) > (test_spec.addresses or 1):
         text = f"{rounds} rounds need as many addresses, and test_spec.addresses is {test_spec.addresses or 'null'}"
         yield "test_spec.address_rounds", f"{text}; use 1, or at least {rounds} addresses"

@@ -246,9 +246,7 @@ class ModelConfig(Section):
     neighbours: bool = key(
         False, "what is made of a picked image depends on the other images of its memory too, laid onto it"
     )
-    orders: Literal[1, 2, 4, 8] = key(
-        1, "of the pixels, after training: p(x | M) is the mean over so many, of causal likelihoods only"
-    )
+    orders: Literal[1, 2, 4, 8] = key(1, "of the pixels: p(x | M) is the mean over so many, of causal likelihoods only")
     head_hidden: Natural = key(0, "width of a hidden layer in q(z | x, m_a) and p(z | m_a); 0: linear, as published")
 
 
@@ -275,7 +273,6 @@ class AugmentConfig(Section):
     """One random map for all images of a class in an episode, which makes it a new class."""
 
     keep: Fraction = key(0.5, "probability that a class is left alone")
-    upright: bool = key(True, "false: a class that is left alone is still flipped and turned")
     flips: bool = key(True, "mirror images")
     turns: bool = key(True, "turns by quarters")
     rotation: float = key(15.0, "degrees, at most", ge=0, le=180)
@@ -437,6 +434,9 @@ class TestSpec(Section):
     )
     address_rounds: Positive = key(
         1, "in which they are chosen; later ones also by what q(a | M, x) was wrong about near those before"
+    )
+    sampled_addresses: Natural = key(
+        0, "then so many others are drawn, which estimates the sum over all of them without bias"
     )
     targets: Positive | None = key(None, "targets per cell, spread evenly over classes; null: every image once")
     subset: Literal["test", "train", "held_out"] = key("test", "the classes of targets and memories")

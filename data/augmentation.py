@@ -21,12 +21,11 @@ from data.images import ClassImages, Resampling
 class RandomMaps:
     """How maps are drawn: left alone with probability `keep`, else flips and quarter turns, then a small change.
 
-    Without `upright` those left alone are flipped and turned too.  `rotation` U(-r, r) in degrees; `scale` s: two
-    factors, log-uniform in 1 / (1 + s) .. 1 + s, along the axes; `shear` U(-h, h).
+    `rotation` U(-r, r) in degrees; `scale` s: two factors, log-uniform in 1 / (1 + s) .. 1 + s, along the axes;
+    `shear` U(-h, h).
     """
 
     keep: float = 0.5
-    upright: bool = True
     flips: bool = True
     turns: bool = True
     rotation: float = 15.0
@@ -36,11 +35,9 @@ class RandomMaps:
     def draw(self, number: int, source: torch.Generator) -> Tensor:
         """Random maps [number, 2, 2] from (row, column) in the image to that in the drawing, both from the centre."""
         u = torch.rand(8, number, generator=source, device=source.device)
-        kept = u[7] < self.keep
-        change = torch.where(kept, 0.0, 2 * u[:4] - 1)  # none, or in -1 .. 1
-        angle = change[0] * math.radians(self.rotation)
-        row_scale, column_scale = (change[1:3] * math.log1p(self.scale)).exp()
-        shear = change[3] * self.shear
+        angle = (2 * u[0] - 1) * math.radians(self.rotation)
+        row_scale, column_scale = ((2 * u[1:3] - 1) * math.log1p(self.scale)).exp()
+        shear = (2 * u[3] - 1) * self.shear
         row_sign, column_sign = torch.where(u[4:6] < 0.5, -1.0, 1.0) if self.flips else torch.ones_like(u[4:6])
         if self.turns:
             angle = angle + math.pi / 2 * (4 * u[6]).floor()
@@ -48,8 +45,8 @@ class RandomMaps:
         cos, sin = angle.cos(), angle.sin()
         left = torch.stack([cos * row_sign, -sin * column_sign, sin * row_sign, cos * column_sign], -1).view(-1, 2, 2)
         right = torch.stack([row_scale, shear, torch.zeros_like(shear), column_scale], -1).view(-1, 2, 2)
-        maps = left @ right
-        return torch.where((kept & self.upright).view(-1, 1, 1), torch.eye(2, device=u.device), maps)
+        identity = torch.eye(2, device=u.device)
+        return torch.where((u[7] < self.keep).view(-1, 1, 1), identity, left @ right)
 
 
 class Warp:

@@ -108,8 +108,13 @@ class MemoryModel(nn.Module, ABC):
     pictured: str = "pixel means"  # what `sample` and `reconstruct` give
 
     @abstractmethod
+    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """A bound of log p(x|M) [G, T] in nats, whose gradient trains the model, and further metrics [G, T] by name."""
+
     def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """A scalar to minimise, and detached metrics [G, T] by name, among them "bound": nats, higher is better."""
+        """Minus the mean bound, a scalar to minimise, and detached metrics [G, T], the bound among them."""
+        bound, metrics = self.bound(episodes, noise)
+        return -bound.mean(), {name: value.detach() for name, value in {"bound": bound, **metrics}.items()}
 
     @abstractmethod
     def encode_memory(self, memory: Tensor, precompute_features: bool = False) -> Any:
@@ -126,8 +131,10 @@ class MemoryModel(nn.Module, ABC):
     def importance_samples(self, x: Tensor, m: Any, targets: Any, noise: Noise, k: int) -> ImportanceSamples:
         """K samples for each target x [G, T, H, W], from the encoded memory and the encoded targets."""
 
-    def log_likelihood(self, m: Any, targets: Any) -> tuple[Tensor, Any]:
+    def log_likelihood(self, m: Any, targets: Any, noise: Noise | None = None) -> tuple[Tensor, Any]:
         """log p(x|M) [G, T] in nats, exact; and the targets with exact posteriors, as `metrics` takes them.
+
+        A model that has to sample for it needs `noise`.
 
         Raises:
             NotImplementedError: the model only knows bounds.

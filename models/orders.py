@@ -3,14 +3,14 @@
     p(x|M) = 1/O sum_o p(x|M, o)        p(x|M, o) = p(o(x) | o(M))
 
 A model that draws row by row draws in another order where target and memory are flipped or transposed together, and
-gives another, as good a distribution of the same image.  No orders need their own weights.
+gives another distribution of the same image.  All orders share the weights.
 
 `O` orders · `K` importance samples · `G` memories · `T` targets · `M` images in a memory · `S` slots · `H W` image.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +29,16 @@ def seen_from(order: int, images: Tensor) -> Tensor:
     """What undoes `seen_in`."""
     upright = images.transpose(-1, -2) if order & 4 else images
     return upright.flip([dim for dim, bit in ((-1, 1), (-2, 2)) if order & bit])
+
+
+@dataclass(frozen=True)
+class _Episodes:
+    """Episodes in every order, [G O, ...], the order running fastest."""
+
+    x: Tensor
+    memory: Tensor
+    x_class: Tensor
+    memory_class: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,22 +75,37 @@ class _Targets:
 
 
 class EveryOrder(MemoryModel):
-    """The mean over `orders` of what `model` says of each image; only for evaluation and samples.
-
-    Its weights are those of `model`, which learns in all orders where its training turns and flips classes.
-    """
+    """The mean over `orders` of what `model` says of each image.  Its weights are those of `model`."""
 
     def __init__(self, model: MemoryModel, orders: int) -> None:
         super().__init__()
         self.model, self.orders, self.pictured = model, orders, model.pictured
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """That of the model."""
         return self.model.state_dict(*args, **kwargs)
 
-    def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """That of the model, in its own order."""
-        return self.model.loss(episodes, noise)
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.load_state_dict(*args, **kwargs)
+
+    def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.model.adapted(weights)
+
+    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """The log of the mean of what the model's bounds stand for, and its metrics, averaged by that."""
+
+        def in_every(images: Tensor) -> Tensor:
+            return torch.stack([seen_in(o, images) for o in range(self.orders)], 1).flatten(0, 1)
+
+        def repeated(classes: Tensor) -> Tensor:
+            return classes.repeat_interleave(self.orders, 0)
+
+        turned = _Episodes(in_every(episodes.x), in_every(episodes.memory),
+                           repeated(episodes.x_class), repeated(episodes.memory_class))  # fmt: skip
+        bound, metrics = self.model.bound(turned, noise)
+        bound = bound.unflatten(0, (-1, self.orders))  # [G, O, T]
+        p_o = bound.detach().softmax(1)
+        averaged = {name: (p_o * value.unflatten(0, (-1, self.orders))).sum(1) for name, value in metrics.items()}
+        return bound.logsumexp(1) - math.log(self.orders), averaged
 
     def encode_memory(self, memory: Tensor, precompute_features: bool = False) -> list[Any]:
         """The memories [G, M, H, W] in every order."""
@@ -103,11 +128,14 @@ class EveryOrder(MemoryModel):
             torch.stack(kl_z).mean(0) if kl_z else None,
         )
 
-    def log_likelihood(self, m: list[Any], targets: _Targets) -> tuple[Tensor, _Targets]:
+    def log_likelihood(self, m: list[Any], targets: _Targets, noise: Noise | None = None) -> tuple[Tensor, _Targets]:
         """log p(x|M) [G, T] in nats, exact where that of the model is."""
-        log_p, exact = zip(*map(self.model.log_likelihood, m, targets.each), strict=True)
-        of_all = torch.stack(log_p) - math.log(self.orders)  # [O, G, T]
-        return of_all.logsumexp(0), replace(targets, each=exact, p_o=of_all.softmax(0))
+        each = [
+            self.model.log_likelihood(m_o, targets_o, noise and _OrderNoise(noise, o))
+            for o, (m_o, targets_o) in enumerate(zip(m, targets.each, strict=True))
+        ]
+        of_all = torch.stack([log_p for log_p, _ in each]) - math.log(self.orders)  # [O, G, T]
+        return of_all.logsumexp(0), _Targets([exact for _, exact in each], of_all.softmax(0))
 
     def metrics(self, m: list[Any], targets: _Targets, episodes: EpisodeBatch) -> dict[str, Tensor]:
         """Those of the model, averaged over p(o|M,x)."""

@@ -178,11 +178,15 @@ def metric_described(config: Config) -> str:
 
 def log_likelihood_of(config: Config) -> str:
     """Whether it is exact."""
-    if (n := config.test_spec.addresses) is None:
+    spec = config.test_spec
+    if spec.addresses is None:
         return "the log-likelihood, an exact sum over addresses"
-    if (rounds := config.test_spec.address_rounds) > 1:
-        return f"a bound of the log-likelihood, the sum over {n} likely addresses, found in {rounds} rounds"
-    return f"a bound of the log-likelihood, the sum over the {n} likeliest addresses"
+    found = f"{spec.addresses} likely addresses, found in {spec.address_rounds} rounds"
+    if spec.address_rounds == 1:
+        found = f"the {spec.addresses} likeliest addresses"
+    if spec.sampled_addresses:
+        found += f", and {spec.sampled_addresses} others drawn for the rest of it, unbiased"
+    return f"a bound of the log-likelihood, the sum over {found}"
 
 
 def images_described(data: DataConfig) -> str:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Count, compute, write and print.  Raises UserError, DataError, OSError."""
     output = args.output / "results.csv"
-    test = ["metric=nll", "addresses=null", "address_rounds=1", f"targets={args.targets}"]
+    test = ["metric=nll", "addresses=null", "address_rounds=1", "sampled_addresses=0", f"targets={args.targets}"]
     overrides = ["model.latent_dim=0", *(f"test_spec.{one}" for one in test)]
     config = configuration.load(args.config, [*configuration.overrides(args.root), *overrides])
     if not min(config.test_spec.test_params.timesteps):

@@ -111,19 +111,6 @@ def test_the_share_of_classes_left_alone_is_keep() -> None:
     assert abs(alone.float().mean() - keep) < 4 * math.sqrt(keep * (1 - keep) / n)  # standard errors
 
 
-def test_classes_left_alone_but_not_upright_are_in_the_eight_symmetries_equally_often() -> None:
-    """4 standard errors of a binomial."""
-    n, keep = 10_000, 0.4
-    maps = RandomMaps(keep=keep, upright=False).draw(n, source()).mul(1e6).round().div(1e6)
-    whole = maps[(maps == maps.round()).flatten(1).all(1)]
-    found, counts = whole.unique(dim=0, return_counts=True)
-    assert len(found) == 8 and abs(counts.sum() - keep * n) < 4 * math.sqrt(keep * (1 - keep) * n)
-    assert ((counts - keep * n / 8).abs() < 4 * math.sqrt(n * keep / 8)).all()
-    changed = RandomMaps(keep=keep).draw(n, source())
-    moved = (changed != torch.eye(2)).flatten(1).any(1)
-    torch.testing.assert_close(RandomMaps(keep=keep, upright=False).draw(n, source())[moved], changed[moved])
-
-
 # --- in episodes ------------------------------------------------------------------------------------------------------
 
 

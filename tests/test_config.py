@@ -698,6 +698,7 @@ def test_missing_sections_and_keys() -> None:
         (["test_spec.metric=nll"], ["test_spec.metric: nll is an exact sum over addresses; with model.latent_dim 64"]),
         (["test_spec.metric=elbo@10"], ["test_spec.metric: elbo@10 differs from test_spec.importance_num 1000"]),
         (["test_spec.addresses=64"], ["test_spec.addresses: 64 of the addresses", "use null, or metric nll"]),
+        (["test_spec.sampled_addresses=4"], ["test_spec.sampled_addresses: 4", "use 0, or a number of addresses"]),
         (["test_spec.address_rounds=2"], ["test_spec.address_rounds: 2", "is null; use 1, or at least 2"]),
         (["test_data.resize=28"], ["test_data.resize: 28 differs from train_data.resize 26"]),
         (["val_data.resample=maxpool"], ["val_data.resample: maxpool differs from train_data.resample nearest-exact"]),

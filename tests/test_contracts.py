@@ -52,9 +52,8 @@ class MeanOfMemory(MemoryModel):
         log_p = -F.binary_cross_entropy_with_logits(m.expand_as(x), targets, reduction="none").sum((2, 3))
         return Exact(log_p.expand(k, -1, -1))
 
-    def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        bound = self.log_weights(episodes.x, episodes.memory, noise, 1)[0]
-        return -bound.mean(), {"bound": bound.detach()}
+    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.log_weights(episodes.x, episodes.memory, noise, 1)[0], {}
 
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, None]:
         return self.encode_memory(memory).sigmoid().squeeze(1).expand(n, -1, -1, -1).detach(), None

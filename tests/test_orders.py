@@ -17,7 +17,7 @@ from config import ConfigError
 from models.base import EpisodeBatch, Explanation, MemoryModel, Noise
 from models.orders import EveryOrder, seen_from, seen_in
 from models.vma.model import VMA
-from runtime.randomness import StepNoise, TargetNoise
+from runtime.randomness import Shard, StepNoise, TargetNoise
 
 SIDE = 3
 every_number = pytest.mark.parametrize("orders", [2, 4, 8])
@@ -43,8 +43,10 @@ class Table(MemoryModel):
         self.log_p = (2 * torch.randn(512, 512, dtype=torch.float64)).log_softmax(1)
         self.log_p_a = torch.tensor([0.25, 0.75], dtype=torch.float64).log()
 
-    def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        raise NotImplementedError
+    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        m = self.encode_memory(episodes.memory)
+        log_p, targets = self.log_likelihood(m, self.encode_targets(episodes.x, m))
+        return log_p, self.metrics(m, targets, episodes)
 
     def encode_memory(self, memory: Tensor, precompute_features: bool = False) -> Tensor:
         return memory
@@ -53,7 +55,9 @@ class Table(MemoryModel):
         log_joint = self.log_p[number_of(m)].gather(2, number_of(x)[:, None].expand(-1, m.shape[1], -1))
         return {"log_joint": log_joint.transpose(1, 2) + self.log_p_a}  # [G, T, M]
 
-    def log_likelihood(self, m: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def log_likelihood(
+        self, m: Tensor, targets: dict[str, Tensor], noise: Noise | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         log_joint = targets["log_joint"]
         return log_joint.logsumexp(-1), {"log_joint": log_joint, "p_a": log_joint.softmax(-1)}
 
@@ -133,6 +137,9 @@ def test_likelihood_is_the_mean_over_orders_and_sums_to_one(orders: int, memory:
     joint = expected.flatten(0, 1).softmax(0).view_as(expected)  # p(o, a|x,M)
     found = both.metrics(m, targets, Batch(x, memory, x[..., 0, 0], memory[..., 0, 0]))["address_accuracy"]
     torch.testing.assert_close(found[0], joint[:, 0].sum(0))
+    bound, metrics = both.bound(Batch(x, memory, x[..., 0, 0], memory[..., 0, 0]), StepNoise("cpu", 0))
+    torch.testing.assert_close(bound, log_p)
+    torch.testing.assert_close(metrics["address_accuracy"], found)
     p_a = both.explain(x, memory, StepNoise("cpu", 0), 1).p_a
     assert p_a is not None
     torch.testing.assert_close(p_a[0], joint.sum(0).T)
@@ -189,11 +196,41 @@ def test_of_a_causal_model_each_order_is_another_likelihood_with_the_same_weight
     assert EveryOrder(model, 8).state_dict().keys() == model.state_dict().keys()
 
 
+def test_training_follows_the_likelihood(tiny_model: Callable[..., VMA]) -> None:
+    model, b = tiny_model(latent=0, likelihood="causal", objective="marginal"), batch(g=3)
+    both = EveryOrder(model, 4)
+    loss, metrics = both.loss(b, StepNoise("cpu", 0))
+    exact = log_likelihood(both, b)  # type: ignore[arg-type]
+    torch.testing.assert_close(metrics["bound"], exact.detach())
+    learned = list(model.p_x.parameters())  # without those of q(a|M,x), which has an objective of its own
+    for found, expected in zip(
+        torch.autograd.grad(loss, learned, allow_unused=True),
+        torch.autograd.grad(-exact.mean(), learned, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_processes_share_the_targets_out_with_all_their_orders(tiny_model: Callable[..., VMA]) -> None:
+    model, b = EveryOrder(tiny_model(latent=0, likelihood="causal"), 4), batch(g=4)
+    whole, _ = model.bound(b, StepNoise("cpu", 0))
+    parts = []
+    for rank in range(2):
+        shard = Shard(rank, 2)
+        part = Batch(*(shard.of(v, 0) for v in (b.x, b.memory, b.x_class, b.memory_class)))
+        parts.append(model.bound(part, StepNoise("cpu", 0, shard=shard))[0])
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
 CAUSAL = ("model.likelihood=causal", "model.latent_dim=0", "test_spec.metric=nll")
 
 
-def test_weights_are_tested_in_all_orders_and_a_table_in_one_is_not_taken_for_it(tmp_path: Path) -> None:
-    assert main(tmp_path, "--train", *(f"--set={one}" for one in CAUSAL)) == 0
+@pytest.mark.parametrize("trained", [1, 2])
+def test_weights_are_tested_in_any_number_of_orders_and_no_table_is_taken_for_another(
+    trained: int, tmp_path: Path
+) -> None:
+    assert main(tmp_path, "--train", *(f"--set={one}" for one in (*CAUSAL, f"model.orders={trained}"))) == 0
     bounds = []
     for orders in (1, 8):
         assert main(tmp_path, "--test", *(f"--set={one}" for one in (*CAUSAL, f"model.orders={orders}"))) == 0

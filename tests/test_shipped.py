@@ -110,5 +110,7 @@ def test_shipped_weights_give_the_bounds_of_their_table(path: Path) -> None:
         some = torch.tensor([0, len(episodes) // 2, len(episodes) - 1])
         key = ("test", config.test_spec.seed, cell)
         batch = episodes.batch(some)
-        found = evaluator.importance_bounds(model, batch, key, k, 50) if k else evaluator.log_likelihoods(model, batch)
+        found = (
+            evaluator.importance_bounds(model, batch, key, k, 50) if k else evaluator.log_likelihoods(model, batch, key)
+        )
         np.testing.assert_allclose(found["bound"], table[f"{cell}/bound"][some], rtol=0, atol=1e-4)

@@ -130,6 +130,7 @@ class VMA(MemoryModel):
         with_neighbours: `encoder` has further planes, in which it sees what the rest of the memory shows of an image.
         summed_addresses: how many addresses `log_likelihood` sums over; None: all.
         address_rounds: in how many rounds it searches for them.
+        sampled_addresses: how many it then draws from the others, to estimate their sum.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class VMA(MemoryModel):
         with_neighbours: bool = False,
         summed_addresses: int | None = None,
         address_rounds: int = 1,
+        sampled_addresses: int = 0,
     ) -> None:
         super().__init__()
         self.address_encoder, self.encoder = address_encoder, encoder
@@ -159,6 +161,7 @@ class VMA(MemoryModel):
         self.q_a, self.q_z, self.latent = q_a, q_z, q_z.head.latent
         self.placements, self.with_neighbours = placements, with_neighbours
         self.summed_addresses, self.address_rounds = summed_addresses, address_rounds
+        self.sampled_addresses = sampled_addresses
         if len(placements) > 1:
             self.p_s, self.q_s = PlacementPrior(placements), PlacementPosterior(placements)
         # Small noise: dummies that start equal have equal gradients and never separate.
@@ -317,31 +320,40 @@ class VMA(MemoryModel):
         chunks = zip(z.split(size), m_a.split(size), strict=True)
         return torch.cat([checkpoint(log_prob, *chunk, use_reentrant=False) for chunk in chunks])
 
-    def log_likelihood(self, m: EncodedMemory, targets: EncodedTargets) -> tuple[Tensor, EncodedTargets]:
+    def log_likelihood(
+        self, m: EncodedMemory, targets: EncodedTargets, noise: Noise | None = None
+    ) -> tuple[Tensor, EncodedTargets]:
         """log p(x|M) = log sum_a p(a|M) p(x|m_a), [G, T], nats; and the targets with p(a|M,x) as their q(a|M,x).
 
-        With `summed_addresses` a bound from below, the sum over so many that are likely.
+        With `summed_addresses` only so many likely ones are summed over, a bound from below.  With `sampled_addresses`
+        too, the sum over the others is estimated without bias, with `noise`: a bound on average.
 
         Raises:
             NotImplementedError: where there is a z.
         """
         if self.latent:
             return super().log_likelihood(m, targets)
-        return self._sum(m, targets, self.summed_addresses)
+        return self._sum(m, targets, self.summed_addresses, noise)
 
-    def _sum(self, m: EncodedMemory, targets: EncodedTargets, most: int | None) -> tuple[Tensor, EncodedTargets]:
+    def _sum(
+        self, m: EncodedMemory, targets: EncodedTargets, most: int | None, noise: Noise | None = None
+    ) -> tuple[Tensor, EncodedTargets]:
         """`log_likelihood`, of at most so many addresses."""
-        every = m.p_a.logits.shape[-1]
+        every, sampled, points = m.p_a.logits.shape[-1], self.sampled_addresses, None
         n = every if most is None else min(most, every)
-        a, log_joint = search(
+        if n < every and sampled:
+            assert noise is not None
+            offset = noise.uniform("rest of the addresses", 1, *targets.x.shape[:2])
+            points = (torch.arange(sampled, device=offset.device).view(-1, 1, 1) + offset) / sampled  # systematic
+        log_joint = search(
             targets.q_a.logits,
             log_joint=lambda a: self._log_joint(a, m, targets),
             distances=lambda a: self.placements.distances(a, every, m.size),
             n=n,
             rounds=self.address_rounds if n < every else 1,
+            points=points,
         )
-        of_all = log_joint.new_full((every, *a.shape[1:]), -math.inf).scatter(0, a, log_joint)
-        return log_joint.logsumexp(0), replace(targets, q_a=Categorical(logits=of_all.movedim(0, -1)))
+        return log_joint.logsumexp(-1), replace(targets, q_a=Categorical(logits=log_joint))
 
     def _log_joint(self, a: Tensor, m: EncodedMemory, targets: EncodedTargets) -> Tensor:
         """log p(a|M) p(x|m_a) of addresses [n, G, T], where there is no z."""
@@ -350,14 +362,13 @@ class VMA(MemoryModel):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the mean bound, a scalar to minimise, and detached metrics [G, T]."""
+    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """The bound [G, T] that `objective` names, and metrics [G, T]."""
         m = self.encode_memory(episodes.memory)
         targets = self.encode_targets(episodes.x, m)
         objective = self._vimco if self.objective == "vimco" else self._marginal
         bound, metrics = objective(m, targets, noise)
-        metrics |= {"bound": bound, **self.metrics(m, targets, episodes)}
-        return -bound.mean(), {name: value.detach() for name, value in metrics.items()}
+        return bound, metrics | self.metrics(m, targets, episodes)
 
     def _vimco(self, m: EncodedMemory, targets: EncodedTargets, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """Addresses are sampled, and q(a|M,x) learns by VIMCO."""
