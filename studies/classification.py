@@ -142,7 +142,8 @@ def address_posterior(model: VMA, x: Tensor, memory: Tensor, noise: StepNoise, k
     """
     m = model.encode_memory(memory, precompute_features=True)
     if not model.latent:
-        return model.placements.of_slots(model.log_likelihood(m, model.encode_targets(x, m))[1].q_a.probs, m.size)
+        _, targets = model.log_likelihood(m, model.encode_targets(x, m), noise)
+        return model.placements.of_slots(targets.q_a.probs, m.size)
     log_joint = []
     for one in x.split(1, dim=1):
         targets = model.encode_targets(one, m)

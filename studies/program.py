@@ -110,8 +110,11 @@ def load_model(config: Config, stop: StopRequest, device: str | None, checkpoint
 
 
 def load_vma(args: argparse.Namespace, stop: StopRequest, more: Sequence[str] = ()) -> tuple[Config, VMA, ClassImages]:
-    """Configuration (with `more` overrides), model with addresses and test images.  Raises UserError, DataError."""
-    config = configuration.load(args.config, [*configuration.overrides(args.root), *more])
+    """Configuration (with `more` overrides), model with addresses and test images.  Raises UserError, DataError.
+
+    Addresses are those of one order of the pixels.
+    """
+    config = configuration.load(args.config, [*configuration.overrides(args.root), "model.orders=1", *more])
     model = load_model(config, stop, args.device, args.checkpoint)
     if not isinstance(model, VMA):
         raise UserError(f"model.read: {config.model.read} has no addresses, which are studied here; use address")

@@ -176,6 +176,23 @@ def test_classification_is_the_share_of_right_answers(
     assert "give the official all_runs.zip" in capsys.readouterr().err
 
 
+def test_classification_is_that_of_one_order_of_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of a sum that draws addresses."""
+    causal = ("model.likelihood=causal", "model.latent_dim=0", "model.max_shift=1", "test_spec.metric=nll",
+              "test_spec.addresses=4", "test_spec.sampled_addresses=3")  # fmt: skip
+    monkeypatch.setattr(classification, "WAYS", (5,))
+    monkeypatch.setitem(classification.PUBLISHED, "5-way", "")
+    assert main(tmp_path, "--train", "train_spec.steps=1", "model.orders=2", *causal) == 0
+    tables = []
+    for orders in (1, 2):
+        resolved = tmp_path / f"{orders}.yaml"
+        resolved.write_text((tmp_path / "vma.resolved.yaml").read_text().replace("orders: 2", f"orders: {orders}"))
+        output = ["--output", str(tmp_path / f"c{orders}"), "--checkpoint", str(tmp_path / "vma.pt"), "--device", "cpu"]
+        assert classification.main(["--config", str(resolved), *output, "--memories", "3"]) == 0
+        tables.append(rows(tmp_path / f"c{orders}" / "classification.csv"))
+    assert tables[0] == tables[1]
+
+
 # --- many classes -----------------------------------------------------------------------------------------------------
 
 
