@@ -154,6 +154,7 @@ class VMA(MemoryModel):
         summed_addresses: int | None = None,
         address_rounds: int = 1,
         sampled_addresses: int = 0,
+        free_bits: float = 0.0,
     ) -> None:
         super().__init__()
         self.address_encoder, self.encoder = address_encoder, encoder
@@ -161,7 +162,7 @@ class VMA(MemoryModel):
         self.q_a, self.q_z, self.latent = q_a, q_z, q_z.head.latent
         self.placements, self.with_neighbours = placements, with_neighbours
         self.summed_addresses, self.address_rounds = summed_addresses, address_rounds
-        self.sampled_addresses = sampled_addresses
+        self.sampled_addresses, self.free_bits = sampled_addresses, free_bits
         if len(placements) > 1:
             self.p_s, self.q_s = PlacementPrior(placements), PlacementPosterior(placements)
         # Small noise: dummies that start equal have equal gradients and never separate.
@@ -375,6 +376,8 @@ class VMA(MemoryModel):
         addresses = self.sample_addresses(m, targets, noise, self.importance_num)
         s, log_w = self._samples_for_backward(addresses, targets, noise)  # [K, G, T]
         bound = objectives.vimco(log_w, targets.q_a.log_prob(s.a))
+        if self.free_bits and self.latent and torch.is_grad_enabled():
+            bound = bound - (self.free_bits - (s.log_q_z - s.log_p_z).mean()).relu()
         return bound, s.metrics(torch.full_like(log_w, 1 / len(log_w)))
 
     def _marginal(self, m: EncodedMemory, targets: EncodedTargets, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
