@@ -396,7 +396,9 @@ class TrainSpec(Section):
         None, "schedule of the learning rate, counted in steps"
     )
     seed: Natural = key(0, "of weights, episodes, noise and the choice of held-out classes")
-    objective: Literal["vimco", "marginal"] = key("vimco", "marginal is the exact sum over addresses")
+    objective: Literal["vimco", "marginal", "likely"] = key(
+        "vimco", "marginal is the exact sum over addresses, likely an estimate of it from likely and drawn ones"
+    )
     z_gradient: Literal["standard", "dreg"] = key(
         "standard", "dreg is the doubly reparameterised one, for q(z | x, m_a)"
     )
