@@ -195,7 +195,6 @@ def _vma(config: Config, networks: Architecture, likelihood: Likelihood) -> VMA:
         summed_addresses=config.test_spec.addresses,
         address_rounds=config.test_spec.address_rounds,
         sampled_addresses=config.test_spec.sampled_addresses,
-        free_bits=spec.free_bits,
     )
 
 

@@ -213,8 +213,6 @@ class CausalConfig(Section):
     trunk_blocks: Natural = key(3, "number of their blocks")
     fusion_channels: Positive = key(32, "channels of the masked convolutions that also see the decoder's output")
     fusion_blocks: Natural = key(2, "number of their blocks")
-    gated: bool = key(False, "a block multiplies a tanh by a sigmoid where it is else rectified")
-    dropout: Fraction = key(0.0, "in training, of the features of every block")
 
 
 class ModelConfig(Section):
@@ -396,16 +394,13 @@ class TrainSpec(Section):
         None, "schedule of the learning rate, counted in steps"
     )
     seed: Natural = key(0, "of weights, episodes, noise and the choice of held-out classes")
-    objective: Literal["vimco", "marginal", "likely"] = key(
-        "vimco", "marginal is the exact sum over addresses, likely an estimate of it from likely and drawn ones"
-    )
+    objective: Literal["vimco", "marginal"] = key("vimco", "marginal is the exact sum over addresses")
     z_gradient: Literal["standard", "dreg"] = key(
         "standard", "dreg is the doubly reparameterised one, for q(z | x, m_a)"
     )
     gradient_samples: Literal["all", 1] = key(
         "all", "samples the gradient goes through: all K, or 1, drawn by its weight"
     )
-    free_bits: float = key(0.0, "nats of KL(q(z) || p(z)), the mean of a batch, that cost nothing; vimco only", ge=0)
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks in training")
     deterministic: bool = key(False, "a GPU repeats a training bit for bit, which a CPU always does; slower")
     grad_clip: Annotated[float, Field(gt=0)] | None = key(None, "largest norm of the gradient")

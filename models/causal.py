@@ -68,23 +68,15 @@ class MaskedConv2d(nn.Conv2d):
 
 
 class MaskedBlock(nn.Module):
-    """x + f(x) with one masked convolution, whose output is rectified, or gated (van den Oord et al. 2016)."""
+    """x + f(x) with one masked convolution."""
 
-    def __init__(self, channels: int, gated: bool = False, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.gated = gated
-        self.masked = MaskedConv2d(channels, 2 * channels if gated else channels, 3, own=True)
-        self.dropout = nn.Dropout(dropout)
+        self.masked = MaskedConv2d(channels, channels, 3, own=True)
         self.mix = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, drawn: Drawn | None = None) -> Tensor:
-        h = self.masked(x.relu(), drawn)
-        if self.gated:
-            value, gate = h.chunk(2, -1)
-            h = value.tanh() * gate.sigmoid()
-        else:
-            h = h.relu_()
-        return self.mix(self.dropout(h)) + x
+        return self.mix(self.masked(x.relu(), drawn).relu_()) + x
 
 
 class CausalLikelihood(Likelihood):
@@ -98,15 +90,13 @@ class CausalLikelihood(Likelihood):
         trunk_blocks: int = 3,
         fusion_channels: int = 32,
         fusion_blocks: int = 2,
-        gated: bool = False,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.channels = 2 * fusion_channels
         self.first = MaskedConv2d(1, trunk_channels, 7, own=False)
-        self.trunk = nn.ModuleList(MaskedBlock(trunk_channels, gated, dropout) for _ in range(trunk_blocks))
+        self.trunk = nn.ModuleList(MaskedBlock(trunk_channels) for _ in range(trunk_blocks))
         self.to_fusion = nn.Linear(trunk_channels, fusion_channels)
-        self.fusion = nn.ModuleList(MaskedBlock(fusion_channels, gated, dropout) for _ in range(fusion_blocks))
+        self.fusion = nn.ModuleList(MaskedBlock(fusion_channels) for _ in range(fusion_blocks))
         self.hidden = nn.Linear(fusion_channels, fusion_channels)
         self.logit = nn.Linear(fusion_channels, 1)
         nn.init.constant_(self.logit.bias, -2.0)  # most pixels are paper

@@ -69,26 +69,13 @@ class EncodedTargets:
 
 
 @dataclass(frozen=True)
-class _LikelyAndDrawn:
-    """What the weight of an address is divided by where likely ones are all there and others drawn."""
-
-    top: Tensor  # [G, T, n]
-    rest: Categorical
-    drawn: int
-
-    def log_prob(self, a: Tensor) -> Tensor:
-        of_rest = self.rest.log_prob(a) + math.log(self.drawn)
-        return torch.where((a.unsqueeze(-1) == self.top).any(-1), 0.0, of_rest)
-
-
-@dataclass(frozen=True)
 class Addresses:
     """Addresses a [K, G, T] and the features m_a behind them."""
 
     a: Tensor
     m_a: FeaturesAt
     p_a: Categorical
-    q_a: Categorical | _LikelyAndDrawn | None  # what a was drawn from; None where a runs over all addresses
+    q_a: Categorical | None  # what a was drawn from; None where a runs over all addresses
 
     @property
     def log_p_a(self) -> Tensor:
@@ -167,7 +154,6 @@ class VMA(MemoryModel):
         summed_addresses: int | None = None,
         address_rounds: int = 1,
         sampled_addresses: int = 0,
-        free_bits: float = 0.0,
     ) -> None:
         super().__init__()
         self.address_encoder, self.encoder = address_encoder, encoder
@@ -175,7 +161,7 @@ class VMA(MemoryModel):
         self.q_a, self.q_z, self.latent = q_a, q_z, q_z.head.latent
         self.placements, self.with_neighbours = placements, with_neighbours
         self.summed_addresses, self.address_rounds = summed_addresses, address_rounds
-        self.sampled_addresses, self.free_bits = sampled_addresses, free_bits
+        self.sampled_addresses = sampled_addresses
         if len(placements) > 1:
             self.p_s, self.q_s = PlacementPrior(placements), PlacementPosterior(placements)
         # Small noise: dummies that start equal have equal gradients and never separate.
@@ -380,7 +366,7 @@ class VMA(MemoryModel):
         """The bound [G, T] that `objective` names, and metrics [G, T]."""
         m = self.encode_memory(episodes.memory)
         targets = self.encode_targets(episodes.x, m)
-        objective = {"vimco": self._vimco, "marginal": self._marginal, "likely": self._likely}[self.objective]
+        objective = self._vimco if self.objective == "vimco" else self._marginal
         bound, metrics = objective(m, targets, noise)
         return bound, metrics | self.metrics(m, targets, episodes)
 
@@ -389,8 +375,6 @@ class VMA(MemoryModel):
         addresses = self.sample_addresses(m, targets, noise, self.importance_num)
         s, log_w = self._samples_for_backward(addresses, targets, noise)  # [K, G, T]
         bound = objectives.vimco(log_w, targets.q_a.log_prob(s.a))
-        if self.free_bits and self.latent and torch.is_grad_enabled():
-            bound = bound - (self.free_bits - (s.log_q_z - s.log_p_z).mean()).relu()
         return bound, s.metrics(torch.full_like(log_w, 1 / len(log_w)))
 
     def _marginal(self, m: EncodedMemory, targets: EncodedTargets, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
@@ -399,20 +383,6 @@ class VMA(MemoryModel):
         s, log_w = self._samples_for_backward(self.every_address(m, targets, k), targets, noise)  # [K A, G, T]
         bound = objectives.marginal(log_w.unflatten(0, (k, -1)), targets.q_a.logits.permute(2, 0, 1))
         return bound, s.metrics(targets.q_a.log_prob(s.a).exp() / k)  # the same for each k
-
-    def _likely(self, m: EncodedMemory, targets: EncodedTargets, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum over addresses, estimated without bias: the likeliest K / 2, and as many drawn from the others."""
-        n, drawn = self.importance_num // 2, self.importance_num - self.importance_num // 2
-        log_q = targets.q_a.logits
-        top = log_q.topk(n).indices  # [G, T, n]
-        rest = Categorical(logits=log_q.detach().scatter(-1, top, -math.inf))
-        others = sample_categorical(rest, noise.uniform("address", drawn, *targets.x.shape[:2]))
-        a = torch.cat([top.movedim(-1, 0), others])
-        addresses = Addresses(a, self.features_at(a, m), m.p_a, _LikelyAndDrawn(top, rest, drawn))
-        s, log_w = self._samples_for_backward(addresses, targets, noise)
-        weights = log_w.detach().softmax(0)
-        wake = (weights * targets.q_a.log_prob(a)).sum(0)
-        return log_w.logsumexp(0) + wake - wake.detach(), s.metrics(weights)
 
     def _samples_for_backward(
         self, addresses: Addresses, targets: EncodedTargets, noise: Noise
