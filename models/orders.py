@@ -153,7 +153,7 @@ class EveryOrder(MemoryModel):
         return Explanation(of_all.logsumexp(0), torch.stack(p_a).sum(0) if p_a else None, each[0].k)
 
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, Tensor | None]:
-        """n samples for each memory, the n-th of all of them in the same order."""
+        """n samples for each memory; the k-th of every memory is drawn in the same order."""
         drawn = (noise.uniform("order", n, 1, 1).flatten() * self.orders).long()  # [n]
         pictures, slots = memory.new_empty(n, len(memory), *memory.shape[2:]), None
         for o in drawn.unique().tolist():
