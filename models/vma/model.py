@@ -330,6 +330,7 @@ class VMA(MemoryModel):
 
         Raises:
             NotImplementedError: where there is a z.
+            ValueError: addresses are to be drawn, and there is no noise.
         """
         if self.latent:
             return super().log_likelihood(m, targets)
@@ -342,7 +343,8 @@ class VMA(MemoryModel):
         every, sampled, points = m.p_a.logits.shape[-1], self.sampled_addresses, None
         n = every if most is None else min(most, every)
         if n < every and sampled:
-            assert noise is not None
+            if noise is None:
+                raise ValueError(f"{sampled} addresses are drawn for the rest of the sum, which needs noise")
             offset = noise.uniform("rest of the addresses", 1, *targets.x.shape[:2])
             points = (torch.arange(sampled, device=offset.device).view(-1, 1, 1) + offset) / sampled  # systematic
         log_joint = search(
