@@ -261,7 +261,7 @@ def test_with_addresses_drawn_for_the_rest_the_sum_is_unbiased(model: VMA) -> No
     assert bound < exact - 0.1 and abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(repeats)
     assert ratio.min() > (bound - exact).exp() and ratio.std() > 0
     assert all((found.q_a.probs > 0).all() for _, found in drawn)
-    with pytest.raises(ValueError, match="4 addresses are drawn .* needs noise"):
+    with pytest.raises(ValueError, match=r"4 addresses are drawn .* needs noise"):
         model.log_likelihood(m, targets)
 
 
