@@ -85,7 +85,8 @@ class Table(MemoryModel):
         return every_image()[drawn], slots
 
     def reconstruct(self, x: Tensor, memory: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError
+        """The first image of the memory."""
+        return memory[:, :1].expand_as(x), None
 
 
 @pytest.fixture
@@ -182,6 +183,11 @@ def test_samples_follow_the_mean_over_orders(orders: int, memory: Tensor) -> Non
     for i in p.topk(16).indices.tolist():
         assert abs(int(counts[i]) - n * p[i]) < 4 * math.sqrt(n * p[i] * (1 - p[i]))
     assert abs(float(slots.double().mean()) - 0.75) < 4 * math.sqrt(0.75 * 0.25 / n)
+
+
+def test_reconstructions_are_those_of_the_order_of_the_model(memory: Tensor) -> None:
+    pictures, slots = EveryOrder(Table(), 8).reconstruct(memory[:, 1:], memory, StepNoise("cpu", 0))
+    assert torch.equal(pictures, memory[:, :1]) and slots is None
 
 
 @torch.no_grad()

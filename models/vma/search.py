@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
+
+from models.vma.sampling import sample_categorical
 
 
 def search(
@@ -52,14 +55,7 @@ def search(
         left = left.scatter(-1, each, -torch.inf)
         predicted = left + error / weight
     assert points is not None
-    log_rest = predicted.double().log_softmax(-1)
-    return torch.logaddexp(found, log_rest + _log_mean_weight(log_rest, log_joint, points))
-
-
-def _log_mean_weight(log_q: Tensor, log_joint: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """log r [G, T, 1] of addresses drawn from q' [G, T, A] at `points`."""
-    cumulative = log_q.exp().cumsum(-1)
-    at = (points.movedim(0, -1) * cumulative[..., -1:]).contiguous()
-    drawn = torch.searchsorted(cumulative, at, right=True).clamp(max=log_q.shape[-1] - 1)  # [G, T, S]
-    log_w = log_joint(drawn.movedim(-1, 0)).movedim(0, -1) - log_q.gather(-1, drawn)
-    return log_w.logsumexp(-1, keepdim=True) - math.log(len(points))
+    rest = Categorical(logits=predicted.double())
+    drawn = sample_categorical(rest, points)
+    log_r = (log_joint(drawn) - rest.log_prob(drawn)).logsumexp(0) - math.log(len(points))
+    return torch.logaddexp(found, rest.logits + log_r.unsqueeze(-1))
