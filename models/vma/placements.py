@@ -142,15 +142,27 @@ class PlacementPosterior(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         """Targets [G, T, H, W] and memories [G, M, H, W] -> log q(s|x,m) [G, T, M, R]."""
-        stretched = self.placements.stretched(memory).flatten(1, 2)  # [G, M stretches, H, W]
-        x, m = (self.features(i.flatten(0, 1).unsqueeze(1)).unflatten(0, i.shape[:2]) for i in (x, stretched))
+        return self.of(x, self.features_of(memory))
+
+    def features_of(self, memory: Tensor) -> Tensor:
+        """Scaled features of memories [G, M, H, W] with each stretch: [G, M, stretches, C H W]."""
+        features = self._features(self.placements.stretched(memory).flatten(1, 2)).flatten(2) * self.log_scale.exp()
+        return features.unflatten(1, (memory.shape[1], self.placements.stretches))
+
+    def of(self, x: Tensor, m: Tensor) -> Tensor:
+        """As the call, from the features of the memories."""
+        x = self._moved(self._features(x))  # [G, shifts, T, C H W]
         with torch.autocast(x.device.type, enabled=False):  # the products need all their digits
-            x, m = self._moved(x), m.flatten(2).to(x.dtype) * self.log_scale.exp()
-            products = (x.flatten(1, 2) @ m.transpose(1, 2)).unflatten(1, x.shape[1:3])  # [G, shifts, T, M stretches]
+            flat = m.flatten(1, 2)
+            products = (x.flatten(1, 2) @ flat.transpose(1, 2)).unflatten(1, x.shape[1:3])
             if self.energy is not None:
-                products = products - self.energy / 2 * (m.square().sum(2) / self.log_scale.exp())[:, None, None]
-        by_image = products.unflatten(3, (memory.shape[1], self.placements.stretches))  # [G, shifts, T, M, stretches]
+                products = products - self.energy / 2 * (flat.square().sum(2) / self.log_scale.exp())[:, None, None]
+        by_image = products.unflatten(3, m.shape[1:3])  # [G, shifts, T, M, stretches]
         return by_image.permute(0, 2, 3, 4, 1).flatten(3).log_softmax(-1)
+
+    def _features(self, images: Tensor) -> Tensor:
+        """[G, n, H, W] -> [G, n, C, H, W]"""
+        return self.features(images.flatten(0, 1).unsqueeze(1)).unflatten(0, images.shape[:2])
 
     def _moved(self, x: Tensor) -> Tensor:
         """Features x [G, T, C, H, W], moved by minus each shift: [G, shifts, T, C H W].
