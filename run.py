@@ -193,7 +193,7 @@ def run_commands(session: "Session", args: argparse.Namespace) -> None:
     if args.test:
         written.append(commands.test.outputs(session))
     if args.memory:
-        picture = commands.drawings.picture(args.memory, pathname(args.output or "runs"))
+        picture = commands.drawings.picture(args.memory, args.score, pathname(args.output or "runs"))
         written.append({"--output": [picture]})
     elif args.sample:
         written.append(commands.sample.outputs(session))

@@ -93,8 +93,8 @@ class Trainer:
     """Trains `model`, whose `loss(batch, noise)` gives a scalar and metrics [B] that include "bound".
 
     `checkpoint_path` gets the weights of the best validation (without validation, of the end); `state_path` beside it
-    gets all that resuming needs.  In both is `config_text`, which says what was trained.  Of several `processes` each
-    trains on its shard of every batch, and the first writes.
+    gets all that resuming needs.  In both are `config_text`, which says what was trained, and the digest of its
+    `images`.  Of several `processes` each trains on its shard of every batch, and the first writes.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Trainer:
         *,
         checkpoint_path: Path,
         config_text: str,
+        images: str = "",
         stop: StopRequest,
         log_images: Callable[[nn.Module, MetricLogger, int], None] | None = None,
         processes: Processes = Processes(),
@@ -115,7 +116,7 @@ class Trainer:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.train, self.validation, self.config = train, validation, config
         self.checkpoint_path, self.state_path = checkpoint_path, checkpoint_path.with_suffix(STATE)
-        self.config_text, self.stop = config_text, stop
+        self.config_text, self.images, self.stop = config_text, images, stop
         self.log_images = log_images or (lambda model, logger, step: None)
         self.device = next(model.parameters()).device
         self.processes = processes
@@ -383,7 +384,8 @@ class Trainer:
             self._saved_step = self.progress.step
 
     def _checkpoint(self, model: nn.Module) -> dict[str, Any]:
-        return {"config": self.config_text, "model": model.state_dict(), "progress": vars(self.progress).copy()}
+        progress = vars(self.progress).copy()
+        return {"config": self.config_text, "images": self.images, "model": model.state_dict(), "progress": progress}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take these weights instead of random ones."""

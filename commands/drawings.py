@@ -11,15 +11,18 @@ from data.drawings import Drawing
 from data.images import resample
 from models.base import Explanation
 from reports import pictures
-from runtime.errors import DataError
+from runtime.errors import DataError, UserError
 from runtime.randomness import StepNoise
 
 _SAMPLES = 16
 
 
-def picture(folder: Path, output: Path) -> Path:
-    """In the folder `output`, by the name of that of the memory."""
-    return output / f"{folder.resolve().name}.png"
+def picture(folder: Path, score: Path | None, output: Path) -> Path:
+    """In the folder `output`, by the name of that of the memory.  Raises UserError: there it is among the drawings."""
+    path = output / f"{folder.resolve().name}.png"
+    if output.resolve() == folder.resolve() or (score and path.resolve() == score.resolve()):
+        raise UserError(f"{path}: the picture would be among the drawings; choose another folder by --output")
+    return path
 
 
 def run(session: Session, folder: Path, score: Path | None, path: Path) -> None:

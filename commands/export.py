@@ -3,13 +3,15 @@
 import hashlib
 from pathlib import Path
 
-from commands.session import Session
+import config as configuration
+from commands.session import Session, config_of
 from runtime import checkpoints
 
 
 def run(session: Session, path: Path, half: bool = False) -> None:
-    """Write the weights, with their configuration, to `path`; the digest of their values is the one tables name.
+    """Write the weights to `path`; the digest of their values is the one tables name.
 
+    Their configuration is that of the training, but for `model.orders` and `test_spec`, which may have changed since.
     With `half` they are rounded to half precision.
 
     Raises UserError, DataError, OSError.
@@ -18,7 +20,10 @@ def run(session: Session, path: Path, half: bool = False) -> None:
     """
     if session.processes.main:
         state = session.load_checkpoint()
-        weights = checkpoints.export(path, state["model"], state["config"], half)
+        trained = config_of(session.checkpoint_path, state)
+        model = trained.model.model_copy(update={"orders": session.config.model.orders})
+        config = trained.model_copy(update={"model": model, "test_spec": session.config.test_spec})
+        weights = checkpoints.export(path, state["model"], configuration.dump(config), half)
         content = path.read_bytes()
         print(f"written: {path}, {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
         print(f"SHA-256 of the values of the weights: {checkpoints.digest(weights)}")

@@ -112,6 +112,8 @@ def load_matching(path: Path, config: Config, keys: Sequence[str]) -> dict[str, 
     The weights of the state of a run are its moving average, where there is one.
     """
     state = checkpoints.load(path)
+    causal = config.model.likelihood == "causal"  # else model.causal is not read
+    keys = [key for key in keys if causal or not key.startswith("model.causal")]
     if changed := configuration.differences(config_of(path, state), config, only=keys):
         raise UserError("\n  ".join([f"{path}: its model is not the one of this configuration:", *changed]))
     with checkpoints.as_expected(path):

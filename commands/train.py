@@ -51,7 +51,13 @@ def run(session: Session, restart: bool = False) -> None:
         session.stop.restarted = True
         if state is not None:
             with checkpoints.as_expected(trainer.state_path):
+                images = state["images"]
                 trainer.resume(state)
+            if images != trainer.images:
+                raise UserError(
+                    f"{trainer.state_path}: this run was begun with other images than {config.train_data.root} has "
+                    "now; put those back, choose another --output, or train anew with --restart"
+                )
             session.say(f"resuming {path} at step {trainer.progress.step}")
         _fit(trainer, session)
     draw_curves(session)
@@ -112,6 +118,7 @@ def build_trainer(session: Session, announce: bool = False) -> Trainer:
         ),
         checkpoint_path=Path(spec.checkpoint_path),
         config_text=configuration.dump(config),
+        images=images.digest(),
         stop=session.stop,
         log_images=_image_logger({"train": train, "validation": validation}, device),
         processes=session.processes,
@@ -211,10 +218,13 @@ def initial_weights(config: Config) -> dict[str, Tensor]:
 
 def _refuse_larger(path: Path, began: Config, config: Config) -> None:
     then, now = began.model.causal, config.model.causal
-    for key in ("trunk_blocks", "fusion_blocks"):
+    for key in ("trunk_blocks", "fusion_blocks") if config.model.likelihood == "causal" else ():
         if getattr(then, key) > getattr(now, key):
             numbers = f"{getattr(then, key)} in the checkpoint, {getattr(now, key)} now"
             raise UserError(f"{path}: model.causal.{key}: {numbers}; blocks can be added, but not left out")
+    if (scales := began.model.scales) not in ((1.0,), config.model.scales):
+        learned = f"{list(scales)} in the checkpoint, {list(config.model.scales)} now"
+        raise UserError(f"{path}: model.scales: {learned}; p(s) is learned for these and can only begin from [1]")
     if began.model.neighbours and not config.model.neighbours:
         raise UserError(
             f"{path}: model.neighbours: true in the checkpoint, false now; they can be added, but not left out"

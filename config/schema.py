@@ -111,7 +111,10 @@ Steps: TypeAlias = Annotated[
     BeforeValidator(_tuple),
 ]
 Scales: TypeAlias = Annotated[
-    tuple[Annotated[float, Field(ge=0.5, le=2)], ...], Field(max_length=9), BeforeValidator(_tuple)
+    tuple[Annotated[float, Field(ge=0.5, le=2)], ...],
+    Field(max_length=9),
+    expected("a list of numbers, such as [0.8, 1, 1.25]", lambda value: isinstance(value, tuple)),
+    BeforeValidator(_tuple),
 ]
 Betas: TypeAlias = Annotated[tuple[Beta, Beta], *_list_of(2, "two numbers below 1, such as [0.9, 0.999]")]
 Widths: TypeAlias = Annotated[tuple[Positive, Positive], *_list_of(2, "two whole numbers, such as [48, 64]")]
@@ -246,7 +249,9 @@ class ModelConfig(Section):
     neighbours: bool = key(
         False, "what is made of a picked image depends on the other images of its memory too, laid onto it"
     )
-    orders: Literal[1, 2, 4, 8] = key(1, "of the pixels: p(x | M) is the mean over so many, of causal likelihoods only")
+    orders: Annotated[Literal[1, 2, 4, 8], expected("1, 2, 4 or 8", lambda value: type(value) is int)] = key(
+        1, "of the pixels: p(x | M) is the mean over so many, of causal likelihoods only"
+    )
     head_hidden: Natural = key(0, "width of a hidden layer in q(z | x, m_a) and p(z | m_a); 0: linear, as published")
 
 
@@ -398,7 +403,7 @@ class TrainSpec(Section):
     z_gradient: Literal["standard", "dreg"] = key(
         "standard", "dreg is the doubly reparameterised one, for q(z | x, m_a)"
     )
-    gradient_samples: Literal["all", 1] = key(
+    gradient_samples: Annotated[Literal["all", 1], expected("all or 1", lambda value: value is not True)] = key(
         "all", "samples the gradient goes through: all K, or 1, drawn by its weight"
     )
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks in training")

@@ -132,7 +132,7 @@ class _Case:
         value = self.value(key) or 0
         below = next(filter(works, range(min(value, _BELOW) - 1, 0, -1)), None)
         above = next(filter(works, range(max(value + 1, 0), value + _ABOVE + 1)), None)
-        return [number for number in (below, above) if number is not None]
+        return [n for n in (below, above) if n is not None] or list(filter(works, [_LEAST.get(key, 1)]))
 
     def broken(self) -> Iterator[_Broken]:
         spec, targets = self.spec, self.spec.targets_per_memory

@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--output", type=Path, metavar="PNG", help="where the plot goes (none without it)")
     args = p.parse_args(arguments)
     try:
+        if args.output and args.output.suffix != ".png":
+            raise UserError(f"--output {args.output}: the plot is a PNG, so the name must end in .png")
         tables = [read(path) for path in args.table]
         print(markdown(tables))
         if args.output:

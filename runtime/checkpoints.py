@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from runtime.errors import DataError, reason
+from runtime.errors import DataError, UserError, reason
 from runtime.files import opened, write_atomically
 
 EXPORTED = ".safetensors"
@@ -80,13 +80,19 @@ def _unchanged(path: Path) -> bytes:
 
 
 def export(path: Path, weights: Mapping[str, Tensor], config: str, half: bool = False) -> dict[str, Tensor]:
-    """Write `weights` with their configuration as a safetensors file, and return what is read from it.  Raises OSError.
+    """Write `weights` with their configuration as a safetensors file, and return what is read from it.
 
     With `half` they are rounded to float16, and the file is half as large.
+
+    Raises:
+        UserError: a weight is too large for float16.
+        OSError: the file cannot be written.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     if half:
         plain = {name: value.half() if value.is_floating_point() else value for name, value in plain.items()}
+        if large := [name for name, value in plain.items() if not value.isfinite().all()]:
+            raise UserError(f"{path}: {large[0]} is too large for half precision; export without --half")
     values = _single(plain)
     header = {"config": config, "sha256": hashlib.sha256(config.encode() + digest(values).encode()).hexdigest()}
     write_atomically(path, safetensors.torch.save(plain, header))

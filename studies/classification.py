@@ -55,9 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("classification", __doc__)
     program.add_model(p)
-    p.add_argument("--memories", type=int, default=100, metavar="G", help="memories of evaluation classes (100)")
-    p.add_argument("--samples", type=int, default=20, metavar="K", help="of z for every address, if there is a z (20)")
-    p.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="images in a memory are also moved (0)")
+    p.add_argument(
+        "--memories", type=program.at_least(2), default=100, metavar="G", help="memories of evaluation classes (100)"
+    )
+    p.add_argument(
+        "--samples",
+        type=program.at_least(1),
+        default=20,
+        metavar="K",
+        help="of z for every address, if there is a z (20)",
+    )
+    p.add_argument(
+        "--shift", type=int, choices=range(9), default=0, metavar="PIXELS", help="images in a memory are also moved (0)"
+    )
     p.add_argument("--runs", type=pathname, metavar="ZIP", help="all_runs.zip of Omniglot")
     return program.status(execute, p.parse_args(arguments))
 

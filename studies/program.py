@@ -40,6 +40,17 @@ def parser(name: str, doc: str) -> Parser:
     return p
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return number
+
+
 def add_cell(p: Parser, classes: int, targets: int = 200) -> None:
     """The arguments that name one cell of a test."""
     p.add_argument("--classes", type=int, default=classes, metavar="C", help=f"classes in a memory ({classes})")

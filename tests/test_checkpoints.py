@@ -372,6 +372,10 @@ def test_in_half_precision_a_file_is_half_as_large_and_holds_the_nearest_values(
     assert checkpoints.digest(read) == checkpoints.digest(written)
     assert read["a"].dtype == torch.float32 and torch.equal(read["n"], weights["n"])
     assert (read["a"] - weights["a"]).abs().le(2**-11 * weights["a"].abs() + 2**-25).all()  # of float16, subnormal too
+    before = half.read_bytes()
+    with pytest.raises(UserError, match="a is too large for half precision; export without --half"):
+        checkpoints.export(half, {"a": torch.tensor([1.0, 7e4])}, "model: {}\n", half=True)
+    assert half.read_bytes() == before
 
 
 def test_a_changed_byte_of_exported_weights_is_found(exported: tuple[Path, dict[str, torch.Tensor]]) -> None:

@@ -61,6 +61,8 @@ def test_the_command_prints_the_differences_and_draws_all(tmp_path: Path, capsys
     with Image.open(tmp_path / "new" / "all.png") as image:
         assert image.width > 1000  # with the differences beside
     assert compare.main([str(paths[0]), str(tmp_path / "gone.csv")]) == 2
+    assert compare.main([str(paths[0]), "--output", str(paths[1])]) == 2
+    assert "must end in .png" in capsys.readouterr().err and not paths[1].exists()
     (tmp_path / "two.npz").unlink()
     assert compare.main([str(paths[0]), str(paths[1])]) == 3
     assert "no finished cell" in capsys.readouterr().err

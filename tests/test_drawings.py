@@ -185,6 +185,20 @@ def test_one_drawing_is_a_memory_but_not_of_itself(folder: Path, capsys: pytest.
     assert "nothing is left" in capsys.readouterr().err
 
 
+def test_the_picture_replaces_no_drawing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither one of the memory, nor the one that is scored."""
+    inner = folder / "beside" / "1"
+    inner.mkdir(parents=True)
+    for path in (inner / "1.png", inner / "2.png", folder / "beside" / "1.png"):
+        drawn().save(path)
+    before = {path: path.read_bytes() for path in (folder / "beside").rglob("*.png")}
+    mine = ["--checkpoint", str(folder / "vma.pt"), "--sample", "--memory", str(inner)]
+    assert asked(*mine, "--output", str(inner)) == 2
+    assert asked(*mine, "--score", str(folder / "beside" / "1.png"), "--output", str(folder / "beside")) == 2
+    assert capsys.readouterr().err.count("would be among the drawings; choose another folder by --output") == 2
+    assert before == {path: path.read_bytes() for path in (folder / "beside").rglob("*.png")}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -482,3 +482,6 @@ def test_exported_weights_are_tested_and_sampled_from(run: Path, capsys: pytest.
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert main(run, "--test", "--checkpoint", str(weights), "model.latent_dim=5") == 2
     assert "model.latent_dim: 4 in the checkpoint, 5 now" in capsys.readouterr().err
+    assert main(run, "--test", "--checkpoint", str(weights), "model.causal.trunk_blocks=1") == 0  # not read here
+    assert main(run, "--checkpoint", str(weights), "--export", str(run / "other.safetensors"), "test_spec.seed=7") == 0
+    assert configuration.parse(checkpoints.load(run / "other.safetensors")["config"], "").test_spec.seed == 7

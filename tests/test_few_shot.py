@@ -363,3 +363,27 @@ def test_tiles_stand_in_rows() -> None:
     assert tiled.shape == (12, 12)
     for number, (row, column) in enumerate([(0, 0), (0, 1), (1, 0)]):
         assert (tiled[6 * row + 1 : 6 * row + 5, 6 * column + 1 : 6 * column + 5] == images[number]).all()
+
+
+def test_a_file_without_bounds_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "table.resolved.yaml").write_text(configuration.dump(small_config(tmp_path)))
+    (tmp_path / "table.csv").write_text("C,M\n")
+    assert contamination.main([str(tmp_path / "table.csv")]) == 3
+    assert capsys.readouterr().err == f"{tmp_path / 'table.csv'}: no bounds of a test\n"
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (classification.main, ["--memories", "1"], "argument --memories: 1 is less than 2"),
+        (classification.main, ["--shift", "9"], "argument --shift: invalid choice: 9"),
+        (many_classes.main, ["--most", "0"], "argument --most: 0 is less than 1"),
+        (drawings.main, ["--seed", "-1"], "argument --seed: -1 is less than 0"),
+    ],
+)
+def test_numbers_that_no_study_can_use(
+    main: Callable[[list[str]], int], words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert said in capsys.readouterr().err

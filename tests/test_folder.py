@@ -1,6 +1,7 @@
 """Drawings in folders become classes of unequal size; what lies wrong is said with its path and a way out."""
 
 import io
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -248,6 +249,23 @@ def test_classes_of_unequal_size_are_trained_validated_tested_and_sampled(
         bounds = [table[name] for name in table.files if name.endswith("bound")]
     assert len(bounds) == 4 and all(len(bound) == sum(TEST) for bound in bounds)
     assert list(tmp_path.glob("*.png"))
+
+
+def test_a_run_goes_on_only_with_the_images_it_began_with(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With another class others would be held out, on which the run has trained."""
+    copy = shutil.copytree(root, tmp_path / "drawings")
+    overrides = of_folder(copy, *FITTING, "train_data.held_out_classes=2")
+    assert main(tmp_path, "--train", *overrides, "train_spec.steps=5") == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    shutil.copytree(copy / "train" / "0000", copy / "train" / "a new class")
+    capsys.readouterr()
+    assert main(tmp_path, "--train", *overrides) == 2
+    assert f"this run was begun with other images than {copy} has now; put those back" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    shutil.rmtree(copy / "train" / "a new class")
+    assert main(tmp_path, "--train", *overrides) == 0
 
 
 SHARED = ("train_data.max_img_per_class=4", "train_data.targets_per_memory=8", "train_data.held_out_classes=0")

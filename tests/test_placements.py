@@ -265,6 +265,23 @@ def test_with_addresses_drawn_for_the_rest_the_sum_is_unbiased(model: VMA) -> No
         model.log_likelihood(m, targets)
 
 
+@torch.no_grad()
+def test_the_largest_offset_draws_none_of_the_addresses_that_were_found(model: VMA) -> None:
+    """1 - 2^-24, to which 7 is added: 8 in float32.  The last address, a dummy, is among the likely ones."""
+
+    class Largest(StepNoise):
+        def uniform(self, name: str, *shape: int) -> torch.Tensor:
+            return torch.full(shape, 1 - 2**-24)
+
+    b = batch()
+    m = model.encode_memory(b.memory)
+    logits = model.encode_targets(b.x, m).q_a.logits.clone()
+    logits[..., -1] = 10.0
+    targets = replace(model.encode_targets(b.x, m), q_a=Categorical(logits=logits))
+    model.summed_addresses, model.sampled_addresses = 6, 8
+    assert model.log_likelihood(m, targets, Largest("cpu", 0))[0].isfinite().all()
+
+
 def test_every_part_learns_by_vimco_and_pictures_show_slots(model: VMA) -> None:
     b = batch(t=4)
     model.loss(b, StepNoise("cpu", 0))[0].backward()
@@ -312,6 +329,9 @@ def test_it_trains_tests_and_begins_with_weights_without_placements_and_with_few
     capsys.readouterr()
     assert main(tmp_path / "shallow", "--train", *LATENT_FREE, *shallow) == 2
     assert "model.causal.fusion_blocks: 3 in the checkpoint, 2 now; blocks can be added, but" in capsys.readouterr().err
+    turned = (*begun, "model.scales=[1.25,1]", f"train_spec.init_from={shifted}/vma.pt")
+    assert main(tmp_path / "turned", "--train", *turned) == 2
+    assert "model.scales: [1.0, 1.25] in the checkpoint, [1.25, 1.0] now" in capsys.readouterr().err
 
 
 def test_a_placement_needs_a_picked_image_and_the_image_as_it_is(tmp_path: Path) -> None:
