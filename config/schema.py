@@ -128,11 +128,11 @@ Gpus: TypeAlias = Annotated[
     expected("auto, [] for the CPU, or a list of GPU numbers such as [0, 1]", _are_gpus),
     BeforeValidator(lambda value: _expand(value) if isinstance(value, list) else value),
 ]
-Text: TypeAlias = Annotated[
+PathText: TypeAlias = Annotated[
     str,
     expected("text that is not empty and has no control characters, in quotes if it looks like a number", _is_text),
+    AfterValidator(expanded),
 ]
-PathText: TypeAlias = Annotated[Text, AfterValidator(expanded)]
 Metric: TypeAlias = Annotated[
     str,
     AfterValidator(str.lower),
@@ -247,10 +247,10 @@ class ModelConfig(Section):
     )
     scales: Scales = key((1.0,), "by how much an address may stretch it, down and right each; 1 is one of them")
     neighbours: bool = key(
-        False, "what is made of a picked image depends on the other images of its memory too, laid onto it"
+        False, "features of a picked image also depend on the other images of its memory, laid onto it"
     )
     orders: Annotated[Literal[1, 2, 4, 8], expected("1, 2, 4 or 8", lambda value: type(value) is int)] = key(
-        1, "of the pixels: p(x | M) is the mean over so many, of causal likelihoods only"
+        1, "of the pixels, over which p(x | M) is averaged; causal likelihoods only"
     )
     head_hidden: Natural = key(0, "width of a hidden layer in q(z | x, m_a) and p(z | m_a); 0: linear, as published")
 
@@ -434,15 +434,11 @@ class TestSpec(Section):
     gpus: Gpus = key("auto", "as in train_spec")
     test_params: TestParams = key(..., "the grid: one cell for every pair of the two")
     importance_num: Positive = key(1000, "K")
-    addresses: Positive | None = key(
-        None, "of nll, sum over so many addresses only, the likeliest under q(a | M, x): a bound; null: all"
-    )
+    addresses: Positive | None = key(None, "nll: sum over so many likely ones only, a bound; null: all")
     address_rounds: Positive = key(
-        1, "in which they are chosen; later ones also by what q(a | M, x) was wrong about near those before"
+        1, "in which these are chosen; later ones correct q(a | M, x) near the addresses already evaluated"
     )
-    sampled_addresses: Natural = key(
-        0, "then so many others are drawn, which estimates the sum over all of them without bias"
-    )
+    sampled_addresses: Natural = key(0, "further addresses, drawn to estimate the rest of the sum without bias")
     targets: Positive | None = key(None, "targets per cell, spread evenly over classes; null: every image once")
     subset: Literal["test", "train", "held_out"] = key("test", "the classes of targets and memories")
     own_class: bool = key(True, "false: a control, memories of other classes only")

@@ -22,7 +22,8 @@ MOST = 100  # in a memory; the models are trained with at most a few dozen
 
 _FINE = 4 * SIDE  # pixels of the longer side at which ink is told from paper
 # Of the evaluation images of Omniglot, in pixels of 105: the longer side of what is drawn is 34 to 95 in 98 % of them
-# and 65 in the mean, its centre at most 30 from that of the image, and `_stroke` 3.4 to 5.3 in 99 %.
+# (one of 100 is left as it is) and 65 in the mean, its centre at most 30 from that of the image, and `_stroke` 3.4 to
+# 5.3 in 99 %.
 _EXTENT, _MEAN_EXTENT, _SHIFT, _STROKE = (34, 100), 65, 30, (3.4, 5.3)
 
 
