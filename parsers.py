@@ -64,30 +64,26 @@ class TrainingImages:
 def training_images(config: Config, device: torch.device) -> TrainingImages:
     """The training classes, less those held out by the seed.  Raises DataError, UserError."""
     data = config.train_data
-    drawings = _drawings(data, "train")
+    drawings = DATA_SETS[data.kind].load(data, "train")
     if data.held_out_classes >= drawings.num_classes:  # of a kind whose classes only reading counts
         raise DataError(
             f"train_data.held_out_classes: {data.held_out_classes} leaves nothing to train on, {data.root} has "
             f"{drawings.num_classes} classes; use fewer"
         )
     train, held_out = hold_out(_resampled(data, drawings), data.held_out_classes, config.train_spec.seed)
-    if data.augment is None:
-        return TrainingImages(train.to(device), held_out.to(device))
-    seen, _ = hold_out(drawings, data.held_out_classes, config.train_spec.seed)
-    return TrainingImages(train.to(device), held_out.to(device), seen.to(device))
+    seen = None
+    if data.augment is not None:
+        seen = hold_out(drawings, data.held_out_classes, config.train_spec.seed)[0].to(device)
+    return TrainingImages(train.to(device), held_out.to(device), seen)
 
 
 def test_images(config: Config, device: torch.device) -> ClassImages:
     """The classes of the test, or those that `test_spec.subset` names instead.  Raises DataError, UserError."""
     if config.test_spec.subset == "test":
-        return _resampled(config.test_data, _drawings(config.test_data, "test")).to(device)
+        data = config.test_data
+        return _resampled(data, DATA_SETS[data.kind].load(data, "test")).to(device)
     images = training_images(config, device)
     return images.train if config.test_spec.subset == "train" else images.held_out
-
-
-def _drawings(data: DataConfig, subset: str) -> ClassImages:
-    """The images at full size."""
-    return DATA_SETS[data.kind].load(data, subset)
 
 
 def _resampled(data: DataConfig, drawings: ClassImages) -> ClassImages:
@@ -100,7 +96,10 @@ def _resampled(data: DataConfig, drawings: ClassImages) -> ClassImages:
 def train_loader(config: Config, images: TrainingImages, shard: Shard = Shard()) -> EpisodeLoader | MixedLoader:
     """Episodes to train on.  Raises UserError where the memory does not fit the classes."""
     data, seed = config.train_data, config.train_spec.seed
-    augmentation = _augmentation(data, images.drawings)
+    augmentation = None
+    if data.augment is not None and images.drawings is not None:
+        warp = Warp(images.drawings, data.resize, data.resample)
+        augmentation = Augmentation(RandomMaps(**data.augment.model_dump()), warp)
 
     def loader(path: str, composition: TrainDataConfig | MixtureConfig) -> EpisodeLoader:
         spec = episode_spec(composition)
@@ -129,14 +128,8 @@ def _naming_the_smallest_class(path: str, data: DataConfig, images: ClassImages)
 
 def most_processes(data: TrainDataConfig, most: int) -> int:
     """The largest number of processes, at most `most`, that the batch divides among with every composition."""
-    shared = [data.targets_per_memory, *(one.targets_per_memory for one in data.mixture or ())]
+    shared = [data.targets_per_memory, *(one.targets_per_memory for one in data.mixture)]
     return max((n for n in range(1, most + 1) if all(data.batch_size % (n * unit) == 0 for unit in shared)), default=1)
-
-
-def _augmentation(data: TrainDataConfig, drawings: ClassImages | None) -> Augmentation | None:
-    if data.augment is None or drawings is None:
-        return None
-    return Augmentation(RandomMaps(**data.augment.model_dump()), Warp(drawings, data.resize, data.resample))
 
 
 def validation_loader(config: Config, images: TrainingImages) -> EpisodeLoader | None:

@@ -4,14 +4,6 @@ from commands import drawings, export, outputs, replay, sample, test, train
 from commands.session import Session, config_in, explain_out_of_memory
 
 __all__ = [
-    "Session",
-    "config_in",
-    "drawings",
-    "explain_out_of_memory",
-    "export",
-    "outputs",
-    "replay",
-    "sample",
-    "test",
+    "Session", "config_in", "drawings", "explain_out_of_memory", "export", "outputs", "replay", "sample", "test",
     "train",
-]
+]  # fmt: skip

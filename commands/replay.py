@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from commands.session import Session
-from commands.train import build_trainer, check_same_run, load_state
-from runtime import checkpoints
+from commands.train import build_trainer, check_same_run, load_state, resume
 from runtime.errors import UserError
 
 
@@ -20,6 +19,5 @@ def run(session: Session, path: Path) -> None:
     state = load_state(path)
     check_same_run(path, state, session.config)
     trainer = build_trainer(session)
-    with checkpoints.as_expected(path):
-        trainer.resume(state)
+    resume(trainer, path, state, session.config)
     print(f"step {trainer.progress.step}, seed {session.config.train_spec.seed}: {trainer.replay()}")

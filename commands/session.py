@@ -37,8 +37,9 @@ class Session:
     processes: Processes = field(default_factory=from_environment)
 
     def device_for(self, spec: TrainSpec | TestSpec) -> torch.device:
-        """The device of this process.  Raises UserError."""
-        return devices.device_of(spec.gpus, self.device, self.processes.local_rank)
+        """The device of this process; those of one machine take turns.  Raises UserError."""
+        found = devices.devices_of(spec.gpus, self.device)
+        return found[self.processes.local_rank % len(found)]
 
     def processes_to_start(self, spec: TrainSpec | TestSpec) -> int:
         """How many processes the configured GPUs ask for; 1 where this is one of several already.  Raises UserError.
@@ -87,11 +88,11 @@ class Session:
         if not path.exists():
             missing = DataError if self.checkpoint else UserError
             raise missing(f"{path}: there is no such checkpoint; train first (--train) or name one with --checkpoint")
-        state = load_matching(path, self.config, configuration.MODEL_KEYS)
+        state, trained = load_matching(path, self.config, configuration.MODEL_KEYS)
         if not all(value.isfinite().all() for value in state["model"].values()):
             raise NonFiniteError(f"{path}: its weights are not finite; train anew with a lower train_spec.lr")
-        refuse_test_classes(path, state, self.config)
-        if subset != "test" and (choice := different_classes(state, self.config)):
+        refuse_test_classes(path, trained, self.config)
+        if subset != "test" and (choice := different_classes(trained, self.config)):
             raise UserError("\n  ".join([f"{path}: test_spec.subset: {subset} would be other classes:", *choice]))
         return state
 
@@ -106,21 +107,22 @@ class Session:
         return model.eval()
 
 
-def load_matching(path: Path, config: Config, keys: Sequence[str]) -> dict[str, Any]:
-    """The checkpoint in `path`, whose configuration agrees in `keys`.  Raises UserError, DataError.
+def load_matching(path: Path, config: Config, keys: Sequence[str]) -> tuple[dict[str, Any], Config]:
+    """The checkpoint in `path` and its configuration, which agrees in `keys`.  Raises UserError, DataError.
 
     The weights of the state of a run are its moving average, where there is one.
     """
     state = checkpoints.load(path)
+    trained = config_of(path, state)
     causal = config.model.likelihood == "causal"  # else model.causal is not read
     keys = [key for key in keys if causal or not key.startswith("model.causal")]
-    if changed := configuration.differences(config_of(path, state), config, only=keys):
+    if changed := configuration.differences(trained, config, only=keys):
         raise UserError("\n  ".join([f"{path}: its model is not the one of this configuration:", *changed]))
     with checkpoints.as_expected(path):
         weights = state.get("averaged") or state["model"]
         if odd := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
             raise TypeError(f"{odd[0]} is no tensor")
-    return {**state, "model": weights}
+    return {**state, "model": weights}, trained
 
 
 def config_in(path: Path, overrides: Sequence[str]) -> Config:
@@ -140,19 +142,17 @@ def config_of(path: Path, state: dict[str, Any]) -> Config:
         raise DataError(f"{path}: not a checkpoint of this version of the program ({error})") from None
 
 
-def different_classes(state: dict[str, Any], config: Config) -> list[str]:
-    """The keys by which a checkpoint was trained on other classes than `config` trains on."""
-    trained = configuration.parse(state["config"], "checkpoint")
+def different_classes(trained: Config, config: Config) -> list[str]:
+    """The keys by which one was trained on other classes than `config` trains on."""
     return configuration.differences(trained, config, only=configuration.HELD_OUT_KEYS)
 
 
-def refuse_test_classes(path: Path, state: dict[str, Any], config: Config) -> None:
+def refuse_test_classes(path: Path, trained: Config, config: Config) -> None:
     """Raises UserError where one of the trainings behind the weights in `path` saw classes that `config` tests on.
 
     Those before the last are found by their `init_from`, as far as the files are there and whole.
     """
     followed: list[Path] = []
-    trained = config_of(path, state)
     while True:
         then, now = trained.train_data, config.test_data
         if (then.kind, then.split, now.split) == (now.kind, "45-5", "official"):

@@ -37,12 +37,12 @@ def of_test(
 ) -> str:
     """The machine and the model; the images and the memories made of them; the number of targets, and the files."""
     spec, cells = config.test_spec, config.test_cells
-    grid = f"M = {_listed(spec.test_params.timesteps)}", f"C = {_listed(spec.test_params.max_batch_cls)}"
     targets = spec.targets or len(images.images)
     bound = f"the bound of {spec.samples:,} samples" if spec.samples else log_likelihood_of(config)
     return (
         f"{_machine(device, processes)}; {_parameters(model)}, of {weights}\n"
-        f"{_counted(images)} to test on; {grid[0]} images in a memory, of {grid[1]} classes at most\n"
+        f"{_counted(images)} to test on; M = {_listed(spec.test_params.timesteps)} images in a memory, "
+        f"of C = {_listed(spec.test_params.max_batch_cls)} classes at most\n"
         f"{len(cells)} {'cells' if len(cells) > 1 else 'cell'} of {targets:,} targets, {bound}; "
         f"written: {spec.output_file}"
     )

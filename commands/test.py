@@ -7,7 +7,6 @@ import logging
 from functools import partial
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 import config as configuration
@@ -45,7 +44,8 @@ def run(session: Session) -> None:
     model, images = session.load_model(device), parsers.test_images(config, device)
     digest = checkpoints.digest(model.state_dict())
     with contextlib.ExitStack() as stack:
-        on_main(lambda: stack.enter_context(_lock(output)))
+        path, *beside = outputs(session)["test_spec.output_file"]
+        on_main(lambda: stack.enter_context(exclusive_lock(path, "test", beside)))
         store = CellStore(output, _origin(config, digest, images), images.names)
         cells = on_main(lambda: _unfinished_cells(store, config, digest))
         session.say(summary.of_test(config, model, images, device, session.processes, session.checkpoint_path))
@@ -63,10 +63,6 @@ def outputs(session: Session) -> Outputs:
     """The table and what lies beside it."""
     output = Path(session.config.test_spec.output_file)
     return {"test_spec.output_file": [output, *map(output.with_suffix, _BESIDE)]}
-
-
-def _lock(output: Path) -> contextlib.AbstractContextManager[None]:
-    return exclusive_lock(output, "test", [*map(output.with_suffix, _BESIDE)])
 
 
 def _naming_the_weights(session: Session) -> Config:
@@ -140,8 +136,7 @@ def _evaluate(
 ) -> evaluator.PerTarget:
     """The values of a cell, from where an earlier run was interrupted in it."""
     config, processes, name = session.config, session.processes, configuration.cell_name(max_batch_cls, timesteps)
-    device: torch.device = images.images.device
-    spec = config.test_spec
+    spec, device = config.test_spec, images.images.device
     batch, chunk = evaluator.sizes_at_once(device, config.test_data.batch_size, spec.at_once(timesteps))
     episodes = parsers.grid_episodes(config, images, max_batch_cls, timesteps)
     done = processes.broadcast_from_main(partial(store.get_partial, name))

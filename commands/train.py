@@ -50,14 +50,7 @@ def run(session: Session, restart: bool = False) -> None:
         on_main(lambda: _prepare_files(config, restart))
         session.stop.restarted = True
         if state is not None:
-            with checkpoints.as_expected(trainer.state_path):
-                images = state["images"]
-                trainer.resume(state)
-            if images != trainer.images:
-                raise UserError(
-                    f"{trainer.state_path}: this run was begun with other images than {config.train_data.root} has "
-                    "now; put those back, choose another --output, or train anew with --restart"
-                )
+            resume(trainer, trainer.state_path, state, config)
             session.say(f"resuming {path} at step {trainer.progress.step}")
         _fit(trainer, session)
     draw_curves(session)
@@ -87,7 +80,7 @@ def build_trainer(session: Session, announce: bool = False) -> Trainer:
     config, spec, device = session.config, session.config.train_spec, session.device_for(session.config.train_spec)
     torch.backends.cudnn.allow_tf32 = True  # an earlier test of this process may have turned it off
     if spec.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not; read when that starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs, and reads when it starts
     torch.use_deterministic_algorithms(spec.deterministic, warn_only=True)
     Distribution.set_default_validate_args(False)  # it doubles the cost of a likelihood; the first step has it
     # Optimizers import this, which takes as long as unpacking the images does.
@@ -203,14 +196,13 @@ def initial_weights(config: Config) -> dict[str, Tensor]:
     if not path.exists():
         raise DataError(f"train_spec.init_from: {path}: there is no such checkpoint; train it first, or {way_out}")
     try:
-        state = load_matching(path, config, configuration.INITIAL_KEYS)
-        began = config_of(path, state)
+        state, began = load_matching(path, config, configuration.INITIAL_KEYS)
         _refuse_larger(path, began, config)
-        refuse_test_classes(path, state, config)
+        refuse_test_classes(path, began, config)
     except UserError as error:
         raise type(error)(f"train_spec.init_from: {error}\n{way_out}") from None
     then, now = began.train_data, config.train_data
-    if then.kind == now.kind and now.held_out_classes and (choice := different_classes(state, config)):
+    if then.kind == now.kind and now.held_out_classes and (choice := different_classes(began, config)):
         problem = "trained on other classes, so that those held out now may be among them; hold out the same, or none"
         raise UserError("\n  ".join([f"train_spec.init_from: {path}: {problem}:", *choice]))
     return state["model"]
@@ -271,6 +263,18 @@ def _state_to_resume(path: Path, config: Config) -> dict[str, Any] | None:
         )
     _check_log(None, config)
     return None
+
+
+def resume(trainer: Trainer, path: Path, state: dict[str, Any], config: Config) -> None:
+    """Let `trainer` go on from the state read from `path`, on the same images.  Raises UserError, DataError."""
+    with checkpoints.as_expected(path):
+        images = state["images"]
+        trainer.resume(state)
+    if images != trainer.images:
+        raise UserError(
+            f"{path}: this run was begun with other images than {config.train_data.root} has now; put those back, "
+            "choose another --output, or train anew with --restart"
+        )
 
 
 def check_same_run(path: Path, state: dict[str, Any], config: Config) -> None:

@@ -4,10 +4,10 @@ from config.comparing import HELD_OUT_KEYS, INITIAL_KEYS, MAY_CHANGE_ON_RESUME, 
 from config.config import Config, cell_name
 from config.reading import ConfigError, load, parse
 from config.schema import DataConfig, MixtureConfig, ModelConfig, SchedulerSpec, TestSpec, TrainDataConfig, TrainSpec
-from config.writing import dump, override, overrides
+from config.writing import dump, overrides
 
 __all__ = [
     "HELD_OUT_KEYS", "INITIAL_KEYS", "MAY_CHANGE_ON_RESUME", "MODEL_KEYS", "Config", "ConfigError", "DataConfig",
     "MixtureConfig", "ModelConfig", "SchedulerSpec", "TestSpec", "TrainDataConfig", "TrainSpec", "cell_name",
-    "differences", "dump", "load", "override", "overrides", "parse",
+    "differences", "dump", "load", "overrides", "parse",
 ]  # fmt: skip

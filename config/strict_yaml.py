@@ -28,7 +28,7 @@ _CONSTANTS |= {form: _CONSTANTS[form.lower()] for form in ("Null", "NULL", "True
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
-class StrictYamlError(ValueError):
+class StrictYamlError(Exception):
     """The text is not acceptable; the message says why and, where it is known, in which line."""
 
 
@@ -65,8 +65,6 @@ def parse(text: str) -> Value:
         if "nesting depth" in str(error.problem):  # the parser in C has a limit of its own and looks far ahead
             raise StrictYamlError(f"{where}nested deeper than {MAX_DEPTH} levels") from None
         raise StrictYamlError(f"{where}not valid YAML: {error.problem}") from None
-    except StrictYamlError:
-        raise
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the parsers let bad escapes and directives through
         raise StrictYamlError(f"not valid YAML: {str(error).splitlines()[0]}") from None
     if root is None:

@@ -34,13 +34,13 @@ def dump(config: Config) -> str:
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30)
 
 
-def override(key: str, text: str | Path) -> str:
+def _override(key: str, text: str | Path) -> str:
     """KEY=VALUE for `--set` with a value that is text, however it would be read without quotes."""
     return f"{key}={json.dumps(str(text), ensure_ascii=False)}"
 
 
 def overrides(root: str | None = None, output: str | Path | None = None, seed: int | None = None) -> list[str]:
     """The overrides that `--root`, `--output` and `--seed` stand for; those of `--set` come after them and win."""
-    given = [override(f"{section}.root", root) for section in _WITH_DATA] if root is not None else []
-    given += [override("output", output)] if output is not None else []
+    given = [_override(f"{section}.root", root) for section in _WITH_DATA] if root is not None else []
+    given += [_override("output", output)] if output is not None else []
     return given + ([f"train_spec.seed={seed}"] if seed is not None else [])

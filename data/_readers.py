@@ -16,6 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from runtime.arrays import npz
 from runtime.errors import DataError, printable, reason
 from runtime.files import opened, write_atomically
 
@@ -80,10 +81,8 @@ def _read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tup
 def write_npz(path: Path, images: Tensor) -> None:
     """Packs uint8 [C, D, H, W], ink = 1.  `path` is either the whole file or absent; where it cannot be written, a
     warning is logged."""
-    buffer = io.BytesIO()  # to memory first: a full disk then interrupts one plain write and not a zip in the making
-    np.savez_compressed(buffer, images=images.numpy() == 0, labels=_labels(images.shape))
     try:
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, npz({"images": images.numpy() == 0, "labels": _labels(images.shape)}))
     except OSError as error:
         log.warning("%s; the PNG files will be read again at the next start", error)
 

@@ -80,15 +80,11 @@ class _Sampler:
         self.class_of = torch.arange(images.num_classes).repeat_interleave(images.counts).to(device)  # [N]
         self._counts = images.counts.to(device)  # [C]
         self._offsets = images.offsets.to(device)  # [C]
-
-    @property
-    def classes(self) -> int:
-        """C."""
-        return len(self._counts)
+        self.classes = images.num_classes
 
     def targets(self, groups: int, numbers: _Numbers) -> Tensor:
         """Rows [G]: a uniform class and a uniform image of it; where classes are equally large, a uniform image."""
-        classes = numbers.below(torch.full((groups,), len(self._counts), device=self._counts.device))
+        classes = numbers.below(torch.full((groups,), self.classes, device=self._counts.device))
         return self._offsets[classes] + numbers.below(self._counts[classes])
 
     def memories(self, target: Tensor, numbers: _Numbers) -> Tensor:
@@ -110,7 +106,7 @@ class _Sampler:
 
     def shared(self, groups: int, numbers: _Numbers) -> tuple[Tensor, Tensor]:
         """Rows [G, T] of targets and rows [G, M] of the memories that they share."""
-        classes = self._classes(groups, len(self._counts), self.spec.most_classes, numbers)
+        classes = self._classes(groups, self.classes, self.spec.most_classes, numbers)
         size = self.spec.most_images + self.spec.targets_per_memory // self.spec.most_classes
         picked = numbers.subsets(self._counts[classes], torch.full_like(classes, size), size)
         rows = self._offsets[classes].unsqueeze(-1) + numbers.shuffled(picked)  # [G, P, R + T / P]
@@ -145,7 +141,7 @@ class _Sampler:
 
     def _others(self, own: Tensor, number: int, numbers: _Numbers) -> Tensor:
         """Distinct classes other than `own` [G], in random order: [G, number]."""
-        return _skipping(own, self._classes(len(own), len(self._counts) - 1, number, numbers))
+        return _skipping(own, self._classes(len(own), self.classes - 1, number, numbers))
 
     def _classes(self, groups: int, classes: int, size: int, numbers: _Numbers) -> Tensor:
         """`size` distinct numbers of {0..classes - 1} in random order: [G, size]."""

@@ -38,7 +38,7 @@ def load(root: str | Path, subset: Subset) -> ClassImages:
     """
     if subset not in get_args(Subset):
         raise ValueError(f"no subset {subset!r}; {get_args(Subset)}")
-    folder = Path(root).expanduser() / subset
+    folder = Path(root) / subset
     classes = {path.name: images_in(path) for path in _classes_in(folder)}
     log.info("reading %s", folder)
     counts = torch.tensor([len(paths) for paths in classes.values()])

@@ -201,8 +201,9 @@ def _distort(rng: np.random.Generator, points: np.ndarray) -> np.ndarray:
     return _onto_paper((points - 0.5) * scale @ turn + 0.5 + rng.normal(0, 0.025, (n, 1, 2)))
 
 
-def _onto_paper(points: np.ndarray, margin: float = 0.04) -> np.ndarray:
+def _onto_paper(points: np.ndarray) -> np.ndarray:
     """[n, L, 2] -> the same, shrunk and moved where a drawing would leave the image less a margin."""
+    margin = 0.04
     low, high = points.min(1, keepdims=True), points.max(1, keepdims=True)
     points = low + (points - low) * np.minimum(1, (1 - 2 * margin) / (high - low).max(2, keepdims=True))
     return points + np.maximum(margin - low, 0) - np.maximum(points.max(1, keepdims=True) - (1 - margin), 0)

@@ -32,7 +32,7 @@ def load(root: str | Path, subset: Subset) -> ClassImages:
     """
     if subset not in get_args(Subset):
         raise ValueError(f"no subset {subset!r}; {get_args(Subset)}")
-    raw = Path(root).expanduser() / "MNIST" / "raw"
+    raw = Path(root) / "MNIST" / "raw"
     if not all((raw / name).is_file() for name in _raw_names()):
         _download(raw)
     images, labels = _read(raw, subset)

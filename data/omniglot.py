@@ -78,7 +78,7 @@ def load(root: str | Path, subset: Subset, split: Split) -> ClassImages:
     """
     if subset not in get_args(Subset) or split not in get_args(Split):
         raise ValueError(f"no subset {subset!r} of split {split!r}; {get_args(Subset)} of {get_args(Split)}")
-    root = Path(root).expanduser()
+    root = Path(root)
     pieces = []
     for name, archive in ARCHIVES.items():
         wanted = [i for i in range(archive.classes) if _belongs(archive.first + i, subset, split)]

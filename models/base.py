@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from models.objectives import log_mean_exp
@@ -145,6 +146,7 @@ class MemoryModel(nn.Module, ABC):
         """Further metrics [G, T]: "kl_a" in nats and "address_accuracy" of a model with an address posterior."""
         return {}
 
+    @torch.no_grad()
     def explain(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Explanation:
         """log p(x|M) of targets x [G, T, H, W] given memories [G, M, H, W], exact or bounded by K samples."""
         return Explanation(log_mean_exp(self.log_weights(x, memory, noise, k)), None, k)

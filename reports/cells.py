@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+import config as configuration
 from config import Config, DataConfig, TestSpec, cell_name
 from data.registry import DATA_SETS
 from evaluator import METRICS, PerTarget
 from reports.estimates import alphabets_of, estimate
 from runtime.arrays import load_npz, npz
-from runtime.errors import reason
+from runtime.errors import DataError, reason
 from runtime.files import write_atomically
 
 _log = logging.getLogger(__name__)
@@ -102,6 +103,18 @@ def load_cells(path: Path) -> Stored:
     known = names.ndim == 1 and names.dtype.kind == "U" and names.itemsize
     every = {name: values for name, (of, values) in whole.items() if of == key}
     return Stored(key, every, tuple(names.tolist()) if known else ())
+
+
+def read_test(npz: Path) -> tuple[Config, Stored, list[Row]]:
+    """The configuration beside a file of cells, what it holds, and the rows of its table.
+
+    Raises UserError, DataError.
+    """
+    resolved, stored = npz.with_suffix(".resolved.yaml"), load_cells(npz)
+    config = configuration.load(resolved)
+    if not (rows := table_rows(stored.cells, config, stored.class_names)):
+        raise DataError(f"{npz}: no finished cell of the grid that {resolved} has")
+    return config, stored, rows
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

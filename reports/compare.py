@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-import config as configuration
 from config import Config, cell_name
-from reports.cells import Row, Stored, described, load_cells, table_rows
+from reports.cells import Row, Stored, described, read_test
 from reports.estimates import alphabets_of, estimate
 from reports.plots import blank, draw_rows, memory_axis, png
 from reports.tables import markdown_table
-from runtime.errors import DataError, UserError, status_of
+from runtime.errors import UserError, status_of
 from runtime.files import write_atomically
 
 _STYLES = ("-", "--", ":", "-.")  # of C
@@ -62,10 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read(path: Path) -> Table:
     """The test whose table is `path`.  Raises UserError, DataError."""
-    resolved, npz = path.with_suffix(".resolved.yaml"), path.with_suffix(".npz")
-    config, stored = configuration.load(resolved), load_cells(npz)
-    if not (rows := table_rows(stored.cells, config, stored.class_names)):
-        raise DataError(f"{npz}: no finished cell of the grid in {resolved}")
+    config, stored, rows = read_test(path.with_suffix(".npz"))
     targets = {key: stored.origin.get(key, default) for key, default in _TARGETS.items()}
     return Table(str(path.with_suffix("")), config, stored, targets, rows)
 

@@ -13,12 +13,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import config as configuration
 from config import Config
-from reports.cells import Row, described, load_cells, metric_described, table_rows
+from reports.cells import Row, described, metric_described, read_test
 from reports.plots import result_plot
-from reports.published import CAVEATS, Column, published
-from runtime.errors import DataError, UserError, status_of
+from reports.published import CAVEATS, published
+from runtime.errors import UserError, status_of
 from runtime.files import write_atomically
 
 Fields = Mapping[str, str | int | float]  # of a row, by column
@@ -75,17 +74,14 @@ def markdown(rows: Sequence[Row], config: Config, digest: str = "") -> str:
     for row in rows:
         numbers = [shown(row[name], digits) for name, digits in columns]
         cells = [row["max_batch_cls"], row["timesteps"], *numbers, row["targets"]]
-        lines.append(" | ".join(map(str, [*cells, *(_known(table, row) for table in known.values())])))
+        there = [column.get((int(row["max_batch_cls"]), int(row["timesteps"]))) for column in known.values()]
+        cells += ["" if nats is None else f"{nats:.1f}" for nats in there]
+        lines.append(" | ".join(map(str, cells)))
     title = f"{metric_described(config)}. {described(config)}. {_COUNTED}"
     text = markdown_table(title, " | ".join(header), lines)
     if known:
         text += "\n" + "".join(f"{CAVEATS[name]}\n" for name in known)
     return text + (f"\nWeights: `{config.test_checkpoint}`, SHA-256 of their values `{digest}`.\n" if digest else "")
-
-
-def _known(column: Column, row: Row) -> str:
-    nats = column.get((int(row["max_batch_cls"]), int(row["timesteps"])))
-    return "" if nats is None else f"{nats:.1f}"
 
 
 def shown(value: float, digits: int) -> str:
@@ -112,10 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write_again(npz: Path) -> None:
     """Write and print the table of the bounds in `npz`.  Raises UserError, DataError, OSError."""
-    config = configuration.load(npz.with_suffix(".resolved.yaml"))
-    stored = load_cells(npz)
-    if not (rows := table_rows(stored.cells, config, stored.class_names)):
-        raise DataError(f"{npz}: no finished cell of the grid that {npz.with_suffix('.resolved.yaml')} has")
+    config, stored, rows = read_test(npz)
     write_table(npz.with_suffix(".csv"), rows, config, stored.weights_digest)
     print(markdown(rows, config, stored.weights_digest))
 

@@ -2,7 +2,7 @@
 
 A checkpoint is what `torch.save` writes (a zip archive), with the SHA-256 of everything before it as the archive's
 comment: `torch.load` still reads it, and a changed byte anywhere is found.  Published weights are a safetensors file
-with the configuration and a SHA-256 of the weights in its header.
+with the configuration and a SHA-256 of both in its header.
 """
 
 import hashlib

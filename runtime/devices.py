@@ -21,9 +21,3 @@ def devices_of(gpus: tuple[int, ...] | str, argument: str | None = None) -> list
         shown = f"device cuda:{missing[0]}" if argument is None else f"device {argument}"
         raise UserError(f"{shown}: this machine shows {there} GPUs to PyTorch; use --device cpu or gpus: []")
     return [torch.device("cuda", number) for number in numbers]
-
-
-def device_of(gpus: tuple[int, ...] | str, argument: str | None = None, local_rank: int = 0) -> torch.device:
-    """The one of `devices_of` that process `local_rank` of this machine uses; they take turns.  Raises UserError."""
-    devices = devices_of(gpus, argument)
-    return devices[local_rank % len(devices)]

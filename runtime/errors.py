@@ -52,8 +52,6 @@ class PeerFailedError(Exception):
 class PeerLostError(Exception):
     """Another process of several ended without a message."""
 
-    status = 1
-
 
 def status_of(error: BaseException) -> int:
     """The exit status of a process that ends by `error`."""

@@ -31,29 +31,26 @@ def run(command: Sequence[str], world: int) -> int:
     Signals that ask to stop are passed on; the processes have sessions of their own, so Ctrl-C comes once.
     """
     with _port() as port:
-        return _run(command, [_environment(rank, world, port) for rank in range(world)])
+        places = [_environment(rank, world, port) for rank in range(world)]
+        processes = [
+            subprocess.Popen(command, env=place, start_new_session=True, preexec_fn=end_with_parent) for place in places
+        ]
 
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            for process in processes:
+                process.send_signal(number)
 
-def _run(command: Sequence[str], places: Sequence[dict[str, str]]) -> int:
-    processes = [
-        subprocess.Popen(command, env=place, start_new_session=True, preexec_fn=end_with_parent) for place in places
-    ]
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            process.send_signal(number)
-
-    handlers = {number: signal.signal(number, pass_on) for number in heeded()}
-    listener = signal.set_wakeup_fd(-1)
-    try:
-        return _wait(processes)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        signal.set_wakeup_fd(listener)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        handlers = {number: signal.signal(number, pass_on) for number in heeded()}
+        listener = signal.set_wakeup_fd(-1)
+        try:
+            return _wait(processes)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+            signal.set_wakeup_fd(listener)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def end_with_parent() -> None:

@@ -82,7 +82,7 @@ def test_the_argument_beats_the_key(
     monkeypatch: pytest.MonkeyPatch, gpus: tuple[int, ...] | str, argument: str | None, there: int, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    assert devices.device_of(gpus, argument) == torch.device(expected)
+    assert devices.devices_of(gpus, argument)[0] == torch.device(expected)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_gpu_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     with pytest.raises(UserError, match=rf"device cuda.*shows {there} GPUs.*--device cpu") as caught:
-        devices.device_of(gpus, argument)
+        devices.devices_of(gpus, argument)
     assert caught.value.status == 2
 
 
