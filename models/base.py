@@ -146,6 +146,10 @@ class MemoryModel(nn.Module, ABC):
         """Further metrics [G, T]: "kl_a" in nats and "address_accuracy" of a model with an address posterior."""
         return {}
 
+    def slot_posterior(self, m: Any, targets: Any) -> Tensor | None:
+        """Of encoded targets, as their posterior over addresses is known, that over slots [G, T, S]; None: no slots."""
+        return None
+
     @torch.no_grad()
     def explain(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Explanation:
         """log p(x|M) of targets x [G, T, H, W] given memories [G, M, H, W], exact or bounded by K samples."""

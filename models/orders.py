@@ -142,6 +142,12 @@ class EveryOrder(MemoryModel):
         each = [self.model.metrics(m_o, targets_o, episodes) for m_o, targets_o in zip(m, targets.each, strict=True)]
         return {name: (targets.p_o * torch.stack([metrics[name] for metrics in each])).sum(0) for name in each[0]}
 
+    def slot_posterior(self, m: list[Any], targets: _Targets) -> Tensor | None:
+        """p(a|x,M) = sum_o p(o|M,x) p(a|x,M,o)."""
+        each = [self.model.slot_posterior(m_o, targets_o) for m_o, targets_o in zip(m, targets.each, strict=True)]
+        known = [p * one for p, one in zip(targets.p_o.unsqueeze(-1), each, strict=True) if one is not None]
+        return torch.stack(known).sum(0) if known else None
+
     def explain(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Explanation:
         """p(a|x,M) = sum_o p(o|M,x) p(a|x,M,o)."""
         each = [

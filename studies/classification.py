@@ -27,6 +27,7 @@ from config import Config
 from data._readers import decode, naming
 from data.images import ClassImages, resample
 from data.omniglot import SIDE
+from models.base import MemoryModel
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
 from reports.cells import images_described
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
-    config, model, images = program.load_vma(args, stop)
+    config, model, images = program.load_addressed(args, stop)
     trials = {f"{way}-way": list(drawn(images, way, args.memories, config.test_spec.seed)) for way in WAYS}
     if args.runs:
         trials[OFFICIAL] = list(official(args.runs, config))
@@ -123,7 +124,7 @@ def official(path: Path, config: Config) -> Iterator[Trial]:
 
 
 @torch.no_grad()
-def accuracies(model: VMA, trials: Sequence[Trial], name: str, k: int, shift: int) -> Tensor:
+def accuracies(model: MemoryModel, trials: Sequence[Trial], name: str, k: int, shift: int) -> Tensor:
     """The share of right answers for every memory, float64 [G] on the CPU."""
     right = []
     device = next(model.parameters()).device
@@ -145,15 +146,17 @@ def shifted(images: Tensor, most: int) -> Tensor:
     return torch.stack([padded[:, row : row + height, column : column + width] for row, column in places])
 
 
-def address_posterior(model: VMA, x: Tensor, memory: Tensor, noise: StepNoise, k: int) -> Tensor:
+def address_posterior(model: MemoryModel, x: Tensor, memory: Tensor, noise: StepNoise, k: int) -> Tensor:
     """p(a|x,M) [G, T, S] of targets x [G, T, H, W] given memories [G, M, H, W].
 
     Exact without a z.  With one, p(x|m_a) is estimated by k samples of z for every address, one target at a time.
     """
     m = model.encode_memory(memory, precompute_features=True)
-    if not model.latent:
+    if not (isinstance(model, VMA) and model.latent):
         _, targets = model.log_likelihood(m, model.encode_targets(x, m), noise)
-        return model.placements.of_slots(targets.q_a.probs, m.size)
+        posterior = model.slot_posterior(m, targets)
+        assert posterior is not None
+        return posterior
     log_joint = []
     for one in x.split(1, dim=1):
         targets = model.encode_targets(one, m)

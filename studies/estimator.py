@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
-    config, model, images = program.load_vma(args, stop, program.cell_overrides(args))
+    one_order = [*program.cell_overrides(args), "model.orders=1"]
+    config, model, images = program.load_addressed(args, stop, one_order)
+    assert isinstance(model, VMA)
     episodes = parsers.grid_episodes(config, images, args.classes, args.memory)
     cell = configuration.cell_name(args.classes, args.memory)
     key = ("estimator", config.test_spec.seed, cell)

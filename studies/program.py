@@ -19,7 +19,6 @@ from data.composition import EpisodeSpec
 from data.episodes import EpisodeLoader
 from data.images import ClassImages
 from models.base import MemoryModel
-from models.vma.model import VMA
 from reports.tables import Fields as Row
 from reports.tables import write_files
 from run import Parser, device, pathname
@@ -120,15 +119,20 @@ def load_model(config: Config, stop: StopRequest, device: str | None, checkpoint
     return session.load_model(session.device_for(config.test_spec))
 
 
-def load_vma(args: argparse.Namespace, stop: StopRequest, more: Sequence[str] = ()) -> tuple[Config, VMA, ClassImages]:
+def load_addressed(
+    args: argparse.Namespace, stop: StopRequest, more: Sequence[str] = ()
+) -> tuple[Config, MemoryModel, ClassImages]:
     """Configuration (with `more` overrides), model with addresses and test images.  Raises UserError, DataError.
 
-    Addresses are those of one order of the pixels.
+    With a z, addresses are those of one order of the pixels.
     """
-    config = configuration.load(args.config, [*configuration.overrides(args.root), "model.orders=1", *more])
-    model = load_model(config, stop, args.device, args.checkpoint)
-    if not isinstance(model, VMA):
+    overrides = [*configuration.overrides(args.root), *more]
+    config = configuration.load(args.config, overrides)
+    if config.model.read != "address":
         raise UserError(f"model.read: {config.model.read} has no addresses, which are studied here; use address")
+    if config.model.latent_dim:
+        config = configuration.load(args.config, [*overrides, "model.orders=1"])
+    model = load_model(config, stop, args.device, args.checkpoint)
     return config, model, parsers.test_images(config, next(model.parameters()).device)
 
 

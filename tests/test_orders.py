@@ -64,6 +64,9 @@ class Table(MemoryModel):
     def metrics(self, m: Tensor, targets: dict[str, Tensor], episodes: EpisodeBatch) -> dict[str, Tensor]:
         return {"address_accuracy": targets["p_a"][..., 0]}
 
+    def slot_posterior(self, m: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        return targets["p_a"]
+
     def importance_samples(self, x: Tensor, m: Any, targets: dict[str, Tensor], noise: Noise, k: int) -> Any:
         factor = 2 * noise.uniform("factor", k, *x.shape[:2]).double()
 
@@ -144,6 +147,9 @@ def test_likelihood_is_the_mean_over_orders_and_sums_to_one(orders: int, memory:
     p_a = both.explain(x, memory, StepNoise("cpu", 0), 1).p_a
     assert p_a is not None
     torch.testing.assert_close(p_a[0], joint.sum(0).T)
+    by_slot = both.slot_posterior(m, targets)
+    assert by_slot is not None
+    torch.testing.assert_close(by_slot[0], joint.sum(0).T)
 
 
 def test_with_all_orders_it_does_not_matter_how_target_and_memory_lie(memory: Tensor) -> None:

@@ -423,8 +423,12 @@ class VMA(MemoryModel):
         The dummies are of no class.
         """
         same = episodes.x_class.unsqueeze(2) == episodes.memory_class.unsqueeze(1)  # [G, T, M]
-        accuracy = (self.placements.of_slots(targets.q_a.probs, m.size)[..., : m.size] * same).sum(-1)
+        accuracy = (self.slot_posterior(m, targets)[..., : m.size] * same).sum(-1)
         return {"kl_a": kl_divergence(targets.q_a, m.p_a), "address_accuracy": accuracy}
+
+    def slot_posterior(self, m: EncodedMemory, targets: EncodedTargets) -> Tensor:
+        """q(a|M,x) by slots [G, T, S], whatever the placement; p(a|M,x) after `log_likelihood`."""
+        return self.placements.of_slots(targets.q_a.probs, m.size)
 
     @torch.no_grad()
     def explain(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Explanation:
@@ -433,7 +437,7 @@ class VMA(MemoryModel):
         targets = self.encode_targets(x, m)
         if not self.latent:
             log_p, targets = self._sum(m, targets, None)
-            return Explanation(log_p, self.placements.of_slots(targets.q_a.probs, m.size), None)
+            return Explanation(log_p, self.slot_posterior(m, targets), None)
         s = self.importance_samples(x, m, targets, noise, k)
         picked = F.one_hot(self.placements.slot(s.a, m.size), m.slots.shape[1])  # [K, G, T, S]
         p_a = (s.log_w.softmax(0).unsqueeze(-1) * picked).sum(0)
