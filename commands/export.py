@@ -22,8 +22,10 @@ def run(session: Session, path: Path, half: bool = False) -> None:
         state = session.load_checkpoint()
         trained = config_of(session.checkpoint_path, state)
         model = trained.model.model_copy(update={"orders": session.config.model.orders})
-        config = trained.model_copy(update={"model": model, "test_spec": session.config.test_spec})
-        weights = checkpoints.export(path, state["model"], configuration.dump(config), half)
+        present = trained.model_copy(update={"model": model, "test_spec": session.config.test_spec})
+        text = configuration.dump(present)
+        configuration.parse(text, str(path))  # what could not be read again is not written
+        weights = checkpoints.export(path, state["model"], text, half)
         content = path.read_bytes()
         print(f"written: {path}, {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
         print(f"SHA-256 of the values of the weights: {checkpoints.digest(weights)}")

@@ -345,10 +345,9 @@ class VMA(MemoryModel):
         if n < every and sampled:
             if noise is None:
                 raise ValueError(f"{sampled} addresses are drawn for the rest of the sum, which needs noise")
-            offset = noise.uniform(
-                "rest of the addresses", 1, *targets.x.shape[:2]
-            ).double()  # in float32 7 + u may be 8
-            points = (torch.arange(sampled, device=offset.device).view(-1, 1, 1) + offset) / sampled  # systematic
+            offset = noise.uniform("rest of the addresses", 1, *targets.x.shape[:2])
+            places = torch.arange(sampled, device=offset.device, dtype=torch.float64)  # in float32 7 + offset may be 8
+            points = (places.view(-1, 1, 1) + offset) / sampled  # systematic
         log_joint = search(
             targets.q_a.logits,
             log_joint=lambda a: self._log_joint(a, m, targets),
