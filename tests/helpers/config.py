@@ -1,5 +1,6 @@
 """A small configuration: glyphs, four channels, ten steps."""
 
+import os
 from pathlib import Path
 
 import config as configuration
@@ -32,6 +33,8 @@ def arguments(folder: Path, *more: str) -> list[str]:
     """The command line that runs the small configuration in `folder`; `more` holds flags and `key=value` overrides."""
     path = folder / "config" / "small.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(small_yaml(folder))
+    written = path.with_suffix(f".{os.getpid()}")  # another process may be reading it
+    written.write_text(small_yaml(folder))
+    written.replace(path)
     flags = [part for one in more for part in ([one] if one.startswith("-") or "=" not in one else ["--set", one])]
     return ["--config", str(path), *flags]
