@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import config as configuration
-from commands.session import Session, config_of
+from commands.session import Session
 from runtime import checkpoints
 
 
@@ -19,8 +19,7 @@ def run(session: Session, path: Path, half: bool = False) -> None:
     To be read again, the name must end in .safetensors.
     """
     if session.processes.main:
-        state = session.load_checkpoint()
-        trained = config_of(session.checkpoint_path, state)
+        state, trained = session.load_checkpoint()
         model = trained.model.model_copy(update={"orders": session.config.model.orders})
         present = trained.model_copy(update={"model": model, "test_spec": session.config.test_spec})
         text = configuration.dump(present)

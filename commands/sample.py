@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import parsers
-from commands.session import Outputs, Session, config_of, different_classes
+from commands.session import Outputs, Session, different_classes
 from reports import pictures
 from runtime.files import exclusive_lock
 from runtime.randomness import StepNoise
@@ -19,7 +19,7 @@ def run(session: Session) -> None:
     if not session.processes.main:
         return
     images, training = parsers.test_images(config, device), None
-    if different_classes(config_of(session.checkpoint_path, session.load_checkpoint()), config):
+    if different_classes(session.load_checkpoint()[1], config):
         _log.warning("the model was trained on other classes, so no nearest training images are shown")
     else:
         training = parsers.training_images(config, device).train.images

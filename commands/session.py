@@ -82,8 +82,11 @@ class Session:
         """The weights to test, sample from and export."""
         return self.checkpoint or Path(self.config.test_checkpoint)
 
-    def load_checkpoint(self) -> dict[str, Any]:
-        """The checkpoint at `checkpoint_path`; its model is that of the configuration.  Raises UserError, DataError."""
+    def load_checkpoint(self) -> tuple[dict[str, Any], Config]:
+        """The checkpoint at `checkpoint_path`, whose model is that of the configuration, and what it was trained with.
+
+        Raises UserError, DataError.
+        """
         path, subset = self.checkpoint_path, self.config.test_spec.subset
         if not path.exists():
             missing = DataError if self.checkpoint else UserError
@@ -94,11 +97,11 @@ class Session:
         refuse_test_classes(path, trained, self.config)
         if subset != "test" and (choice := different_classes(trained, self.config)):
             raise UserError("\n  ".join([f"{path}: test_spec.subset: {subset} would be other classes:", *choice]))
-        return state
+        return state, trained
 
     def load_model(self, device: torch.device) -> MemoryModel:
         """The model with the weights of the checkpoint, ready to evaluate.  Raises UserError, DataError."""
-        weights = self.processes.broadcast_from_main(lambda: self.load_checkpoint()["model"])
+        weights = self.processes.broadcast_from_main(lambda: self.load_checkpoint()[0]["model"])
         model = parsers.build_model(self.config, device)
         with checkpoints.as_expected(self.checkpoint_path):
             model.load_state_dict(weights)

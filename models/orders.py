@@ -74,6 +74,12 @@ class _Targets:
     p_o: Tensor  # [O, G, T]
 
 
+def _averaged(p_o: Tensor, each: Sequence[Tensor | None]) -> Tensor | None:
+    """sum_o p(o|M,x) p(a|x,M,o): p_o [O, G, T] and O times [G, T, S], or None -> [G, T, S]."""
+    known = [p * one for p, one in zip(p_o.unsqueeze(-1), each, strict=True) if one is not None]
+    return torch.stack(known).sum(0) if known else None
+
+
 class EveryOrder(MemoryModel):
     """The mean over `orders` of what `model` says of each image.  Its weights are those of `model`."""
 
@@ -145,8 +151,7 @@ class EveryOrder(MemoryModel):
     def slot_posterior(self, m: list[Any], targets: _Targets) -> Tensor | None:
         """p(a|x,M) = sum_o p(o|M,x) p(a|x,M,o)."""
         each = [self.model.slot_posterior(m_o, targets_o) for m_o, targets_o in zip(m, targets.each, strict=True)]
-        known = [p * one for p, one in zip(targets.p_o.unsqueeze(-1), each, strict=True) if one is not None]
-        return torch.stack(known).sum(0) if known else None
+        return _averaged(targets.p_o, each)
 
     def explain(self, x: Tensor, memory: Tensor, noise: Noise, k: int) -> Explanation:
         """p(a|x,M) = sum_o p(o|M,x) p(a|x,M,o)."""
@@ -154,9 +159,7 @@ class EveryOrder(MemoryModel):
             self.model.explain(seen_in(o, x), seen_in(o, memory), _OrderNoise(noise, o), k) for o in range(self.orders)
         ]
         of_all = torch.stack([one.log_p for one in each]) - math.log(self.orders)
-        p_o = of_all.softmax(0).unsqueeze(-1)
-        p_a = [p * one.p_a for p, one in zip(p_o, each, strict=True) if one.p_a is not None]
-        return Explanation(of_all.logsumexp(0), torch.stack(p_a).sum(0) if p_a else None, each[0].k)
+        return Explanation(of_all.logsumexp(0), _averaged(of_all.softmax(0), [one.p_a for one in each]), each[0].k)
 
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, Tensor | None]:
         """n samples for each memory; the k-th of every memory is drawn in the same order."""

@@ -56,16 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("classification", __doc__)
     program.add_model(p)
-    p.add_argument(
-        "--memories", type=program.at_least(2), default=100, metavar="G", help="memories of evaluation classes (100)"
-    )
-    p.add_argument(
-        "--samples",
-        type=program.at_least(1),
-        default=20,
-        metavar="K",
-        help="of z for every address, if there is a z (20)",
-    )
+    program.add_number(p, "--memories", "G", "memories of evaluation classes", 100, least=2)
+    program.add_number(p, "--samples", "K", "of z for every address, if there is a z", 20, least=1)
     p.add_argument(
         "--shift", type=int, choices=range(9), default=0, metavar="PIXELS", help="images in a memory are also moved (0)"
     )

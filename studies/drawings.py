@@ -32,16 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as that of run.py."""
     p = program.parser("drawings", __doc__)
     program.add_models(p)
-    p.add_argument(
-        "--samples",
-        type=program.at_least(1),
-        default=1000,
-        metavar="K",
-        help="for the posterior, if there is a z (1000)",
-    )
-    p.add_argument(
-        "--seed", type=program.at_least(0), default=0, metavar="N", help="of the characters and the samples (0)"
-    )
+    program.add_number(p, "--samples", "K", "for the posterior, if there is a z", 1000, least=1)
+    program.add_number(p, "--seed", "N", "of the characters and the samples", 0, least=0)
     return program.status(execute, p.parse_args(arguments))
 
 

@@ -34,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p = program.parser("many_classes", __doc__)
     program.add_models(p)
     p.add_argument("--targets", type=int, default=100, metavar="N", help="spread over the classes (100)")
-    p.add_argument(
-        "--most", type=program.at_least(1), default=256, metavar="C", help="classes in the largest memory (256)"
-    )
+    program.add_number(p, "--most", "C", "classes in the largest memory", 256, least=1)
     p.add_argument(
         "--images", type=program.at_least(1), nargs="+", default=[1, 4], metavar="N", help="of each class (1 4)"
     )

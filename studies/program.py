@@ -50,6 +50,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def add_number(p: Parser, name: str, metavar: str, meaning: str, default: int, least: int) -> None:
+    """An argument that is a whole number of `least` or more."""
+    p.add_argument(name, type=at_least(least), default=default, metavar=metavar, help=f"{meaning} ({default})")
+
+
 def add_cell(p: Parser, classes: int, targets: int = 200) -> None:
     """The arguments that name one cell of a test."""
     p.add_argument("--classes", type=int, default=classes, metavar="C", help=f"classes in a memory ({classes})")

@@ -173,7 +173,7 @@ def test_weights_are_refused_for_what_weights_before_them_have_seen(tmp_path: Pa
     with pytest.raises(UserError, match=re.escape(f"train_spec.init_from: {said}")):
         commands.train.initial_weights(going_on)
     first.write_bytes(b"damaged")  # then nobody can tell
-    assert session.load_checkpoint()["model"].keys() == commands.train.initial_weights(going_on).keys()
+    assert session.load_checkpoint()[0]["model"].keys() == commands.train.initial_weights(going_on).keys()
 
 
 def test_the_state_of_a_run_is_tested_by_its_moving_average(tmp_path: Path) -> None:
