@@ -257,13 +257,12 @@ def _inherit(raw: Raw) -> set[str]:
 
 def _source_of(path: str, layers: Sequence[_Layer]) -> str:
     """Where the value at `path` was given, or else the section that lacks it."""
-    path = path.partition("[")[0]
     while path:
         parent, _, last = path.rpartition(".")
         for source, raw, replaces in reversed(layers):
             if last in _section(raw, parent) or (replaces and below(path, (replaces,))):
                 return source
-        path = parent
+        path = (last.endswith("]") and path.rpartition("[")[0]) or parent  # a list is given as a whole
     return layers[0].source
 
 

@@ -958,6 +958,7 @@ def test_without_a_folder_the_paths_are_needed_but_for_the_log() -> None:
         ("train_spec.steps=010", "decimal or octal"),
         ("train_spec.steps=!!python/name:os.system x", "the tag"),
         ("train_spec.steps.x=1", "train_spec.steps: value {x: 1}: expected a whole number"),
+        ("train_data.mixture[0].timesteps=3", "train_data.mixture[0]: unknown key; did you mean mixture?"),
     ],
 )
 def test_overrides_that_are_refused(override: str, expected: str) -> None:

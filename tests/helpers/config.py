@@ -31,11 +31,11 @@ def small_config(folder: Path, *overrides: str) -> Config:
 
 def arguments(folder: Path, *more: str) -> list[str]:
     """The command line that runs the small configuration in `folder`; `more` holds flags and `key=value` overrides."""
-    path = folder / "config" / "small.yaml"
-    if not path.exists():  # written once: later the disk may be full
+    path, text = folder / "config" / "small.yaml", small_yaml(folder)
+    if not path.exists() or path.read_text() != text:  # once: later the disk may be full
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.with_suffix(f".{os.getpid()}")  # another process may be reading it
-        written.write_text(small_yaml(folder))
+        written.write_text(text)
         written.replace(path)
     flags = [part for one in more for part in ([one] if one.startswith("-") or "=" not in one else ["--set", one])]
     return ["--config", str(path), *flags]
