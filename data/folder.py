@@ -43,10 +43,16 @@ def load(root: str | Path, subset: Subset) -> ClassImages:
     log.info("reading %s", folder)
     counts = torch.tensor([len(paths) for paths in classes.values()])
     images = np.empty((int(counts.sum()), SIDE, SIDE), np.uint8)
-    for image, path in zip(images, (path for paths in classes.values() for path in paths), strict=True):
+    every = [path for paths in classes.values() for path in paths]
+    for image, path in zip(images, every, strict=True):
         image[:] = _read(path)
     if np.count_nonzero(images) > images.size // 2:
         raise DataError(f"{_shown(folder)}: more ink than paper; invert the images, ink must be darker than paper")
+    if (dark := np.flatnonzero(images.mean((1, 2)) > 0.5)).size:
+        said = "images with more ink than paper (invert those that are light on dark):"
+        log.warning(
+            "%s: %d of %d %s %s is the first", _shown(folder), dark.size, len(every), said, _shown(every[dark[0]])
+        )
     return ClassImages(torch.from_numpy(images), counts, tuple(f"{subset}/{name}" for name in classes))
 
 

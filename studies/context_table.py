@@ -51,11 +51,13 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     if not min(config.test_spec.test_params.timesteps):
         raise UserError("test_spec.test_params.timesteps: 0 leaves nothing to look at; use 1 or more")
     cpu = torch.device("cpu")
-    table = ContextTable.fit(pairs(parsers.training_images(config, cpu).train, config.train_spec.seed))
     images = parsers.test_images(config, cpu)
     spec = config.test_spec
     origin = {"weights": "context table", "images": images.digest(), "targets": spec.targets, "seed": spec.seed}
     store = CellStore(output, json.dumps(origin), images.names)
+    if store.is_empty and (output.exists() or store.path.exists()):
+        raise UserError(f"{output} is the table of another test; choose another --output")
+    table = ContextTable.fit(pairs(parsers.training_images(config, cpu).train, config.train_spec.seed))
     for classes, size in tqdm(config.test_cells, "cells", dynamic_ncols=True):
         store.save(cell_name(classes, size), evaluate(table, parsers.grid_episodes(config, images, classes, size)))
     write_atomically(output.with_suffix(".resolved.yaml"), configuration.dump(config).encode())

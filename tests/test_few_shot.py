@@ -265,6 +265,10 @@ def test_a_context_table_has_the_targets_and_memories_of_a_test(
     path, output = tmp_path / "config" / "small.yaml", ["--output", str(tmp_path / "t")]
     assert context_table.main(["--config", str(path), "--targets", "10", *output]) == 0
     assert compare.differences(compare.read(tmp_path / "table.csv"), compare.read(tmp_path / "t" / "results.csv"))
+    table = (tmp_path / "t" / "results.csv").read_text()
+    assert context_table.main(["--config", str(path), "--targets", "20", *output]) == 2
+    assert "results.csv is the table of another test" in capsys.readouterr().err
+    assert (tmp_path / "t" / "results.csv").read_text() == table
     path.write_text(path.read_text().replace("timesteps: [1, 3]", "timesteps: [0, 3]"))
     assert context_table.main(["--config", str(path), "--targets", "10", *output]) == 2
     assert "test_spec.test_params.timesteps: 0 leaves nothing to look at" in capsys.readouterr().err

@@ -197,6 +197,16 @@ def test_what_lies_wrong_is_named_with_a_way_out(
     assert "\n" not in str(caught.value)
 
 
+def test_a_light_drawing_among_dark_ones_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        save(drawing((50, 50)), tmp_path / "train" / name)
+    folder.load(tmp_path, "train")
+    assert not caplog.records
+    save(drawing((50, 50), 0, 255), light := tmp_path / "train" / "a" / "3.png")
+    folder.load(tmp_path, "train")
+    assert "1 of 4 images with more ink than paper" in caplog.text and f"{light} is the first" in caplog.text
+
+
 def test_a_name_that_cannot_be_shown_is_quoted(tmp_path: Path) -> None:
     (tmp_path / "train" / "a\nb").mkdir(parents=True)
     with pytest.raises(DataError, match=r"a\\nb.* has no images") as caught:
