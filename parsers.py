@@ -161,7 +161,7 @@ def build_model(config: Config, device: torch.device) -> MemoryModel:
         build: Callable[..., MemoryModel] = _soft_read if config.model.read == "soft" else _vma
         model = build(config, networks, LIKELIHOODS[config.model.likelihood](config.model))
     if config.model.orders > 1:
-        model = EveryOrder(model, config.model.orders)
+        model = EveryOrder(model, config.model.orders, config.train_spec.orders)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -175,7 +175,10 @@ def _metric(model: ModelConfig, test_spec: TestSpec) -> Iterator[Problem]:
         yield "test_spec.address_rounds", f"{text}; use 1, or at least {rounds} addresses"
 
 
-def _orders(model: ModelConfig) -> Iterator[Problem]:
+def _orders(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:
+    if (drawn := train_spec.orders or 1) > model.orders:
+        text = f"{drawn} orders cannot be drawn of model.orders {model.orders}"
+        yield "train_spec.orders", f"{text}; use up to {model.orders}, or null"
     if model.orders > 1 and model.likelihood != "causal":
         text = f"{model.orders} orders of pixels, which model.likelihood {model.likelihood} draws in none"
         yield "model.orders", f"{text}; use 1, or likelihood causal"

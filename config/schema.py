@@ -406,6 +406,7 @@ class TrainSpec(Section):
     gradient_samples: Annotated[Literal["all", 1], expected("all or 1", lambda value: value is not True)] = key(
         "all", "samples the gradient goes through: all K, or 1, drawn by its weight"
     )
+    orders: Positive | None = key(None, "of the pixels, so many drawn for each memory; null: all of model.orders")
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks in training")
     deterministic: bool = key(False, "a GPU repeats a training bit for bit, which a CPU always does; slower")
     grad_clip: Annotated[float, Field(gt=0)] | None = key(None, "largest norm of the gradient")

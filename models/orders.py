@@ -81,11 +81,14 @@ def _averaged(p_o: Tensor, each: Sequence[Tensor | None]) -> Tensor | None:
 
 
 class EveryOrder(MemoryModel):
-    """The mean over `orders` of what `model` says of each image.  Its weights are those of `model`."""
+    """The mean over `orders` of what `model` says of each image.  Its weights are those of `model`.
 
-    def __init__(self, model: MemoryModel, orders: int) -> None:
+    In training the mean over `drawn` of them, chosen anew for each memory: a bound on average, and less to compute.
+    """
+
+    def __init__(self, model: MemoryModel, orders: int, drawn: int | None = None) -> None:
         super().__init__()
-        self.model, self.orders, self.pictured = model, orders, model.pictured
+        self.model, self.orders, self.drawn, self.pictured = model, orders, drawn or orders, model.pictured
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         return self.model.state_dict(*args, **kwargs)
@@ -99,19 +102,25 @@ class EveryOrder(MemoryModel):
     def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """The log of the mean of what the model's bounds stand for, and its metrics, averaged by that."""
 
-        def in_every(images: Tensor) -> Tensor:
-            return torch.stack([seen_in(o, images) for o in range(self.orders)], 1).flatten(0, 1)
+        groups = torch.arange(len(episodes.x), device=episodes.x.device).unsqueeze(1)  # [G, 1]
+        orders = torch.arange(self.orders, device=episodes.x.device).expand(len(groups), -1)  # [G, O]
+        if torch.is_grad_enabled() and self.drawn < self.orders:
+            orders = noise.uniform("orders", 1, *orders.shape).squeeze(0).topk(self.drawn).indices
+
+        def turned(images: Tensor) -> Tensor:
+            every = torch.stack([seen_in(o, images) for o in range(self.orders)], 1)
+            return every[groups, orders].flatten(0, 1)
 
         def repeated(classes: Tensor) -> Tensor:
-            return classes.repeat_interleave(self.orders, 0)
+            return classes.repeat_interleave(orders.shape[1], 0)
 
-        turned = _Episodes(in_every(episodes.x), in_every(episodes.memory),
-                           repeated(episodes.x_class), repeated(episodes.memory_class))  # fmt: skip
-        bound, metrics = self.model.bound(turned, noise)
-        bound = bound.unflatten(0, (-1, self.orders))  # [G, O, T]
+        seen = _Episodes(turned(episodes.x), turned(episodes.memory),
+                         repeated(episodes.x_class), repeated(episodes.memory_class))  # fmt: skip
+        bound, metrics = self.model.bound(seen, noise)
+        bound = bound.unflatten(0, orders.shape)  # [G, O, T]
         p_o = bound.detach().softmax(1)
-        averaged = {name: (p_o * value.unflatten(0, (-1, self.orders))).sum(1) for name, value in metrics.items()}
-        return bound.logsumexp(1) - math.log(self.orders), averaged
+        averaged = {name: (p_o * value.unflatten(0, orders.shape)).sum(1) for name, value in metrics.items()}
+        return bound.logsumexp(1) - math.log(orders.shape[1]), averaged
 
     def encode_memory(self, memory: Tensor, precompute_features: bool = False) -> list[Any]:
         """The memories [G, M, H, W] in every order."""

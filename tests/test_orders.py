@@ -1,5 +1,6 @@
 """The order of the pixels as a latent variable, against sums over all orders and all images."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -223,15 +224,35 @@ def test_training_follows_the_likelihood(tiny_model: Callable[..., VMA]) -> None
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize(("orders", "drawn"), [(8, 1), (8, 3), (4, 2)])
+def test_a_training_draws_orders_for_each_memory_all_equally_often(orders: int, drawn: int, memory: Tensor) -> None:
+    """The mean over all draws, against the mean over all subsets of so many orders; within 5 standard errors."""
+    model, copies, images = EveryOrder(Table(), orders, drawn), 4000, [7, 300]
+    b = Batch(*(v.expand(copies, *v.shape[1:]) for v in (every_image()[images][None], memory, *torch.zeros(2, 1, 2))))
+    bound, metrics = model.bound(b, StepNoise("cpu", 0))
+    each = all_log_p(Table(), memory, orders).logsumexp(1)[:, images] + math.log(orders)  # log p(x|M,o) [O, T]
+    subsets = torch.stack([each[list(s)].logsumexp(0) for s in itertools.combinations(range(orders), drawn)])
+    subsets -= math.log(drawn)
+    error = bound.std(0) / math.sqrt(copies)
+    assert ((bound.mean(0) - subsets.mean(0)).abs() < 5 * error).all() and (error > 0).all()
+    assert ((bound - subsets.unsqueeze(1)).abs().amin(0) < 1e-9).all()  # [subsets, copies, T]
+    assert all(value.shape == bound.shape for value in metrics.values())
+    with torch.no_grad():  # a validation is of all orders
+        torch.testing.assert_close(model.bound(b, StepNoise("cpu", 0))[0][0], each.logsumexp(0) - math.log(orders))
+
+
 @torch.no_grad()
-def test_processes_share_the_targets_out_with_all_their_orders(tiny_model: Callable[..., VMA]) -> None:
-    model, b = EveryOrder(tiny_model(latent=0, likelihood="causal"), 4), batch(g=4)
-    whole, _ = model.bound(b, StepNoise("cpu", 0))
+@pytest.mark.parametrize("drawn", [4, 2])
+def test_processes_share_the_targets_out_with_all_their_orders(tiny_model: Callable[..., VMA], drawn: int) -> None:
+    model, b = EveryOrder(tiny_model(latent=0, likelihood="causal"), 4, drawn), batch(g=4)
+    with torch.enable_grad():
+        whole, _ = model.bound(b, StepNoise("cpu", 0))
     parts = []
     for rank in range(2):
         shard = Shard(rank, 2)
         part = Batch(*(shard.of(v, 0) for v in (b.x, b.memory, b.x_class, b.memory_class)))
-        parts.append(model.bound(part, StepNoise("cpu", 0, shard=shard))[0])
+        with torch.enable_grad():
+            parts.append(model.bound(part, StepNoise("cpu", 0, shard=shard))[0])
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
@@ -255,3 +276,8 @@ def test_weights_are_tested_in_any_number_of_orders_and_no_table_is_taken_for_an
 def test_likelihoods_without_an_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.orders: 8 orders .* bernoulli draws in none; use 1, or"):
         small_config(tmp_path, "model.orders=8")
+
+
+def test_no_more_orders_are_drawn_than_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train_spec\.orders: 8 orders cannot .* model\.orders 4; use up to 4"):
+        small_config(tmp_path, *CAUSAL, "model.orders=4", "train_spec.orders=8")
