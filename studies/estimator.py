@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Compute, write and print.  Raises UserError, DataError, OSError."""
-    one_order = [*program.cell_overrides(args), "model.orders=1"]
+    one_order = [*program.cell_overrides(args), *program.ONE_ORDER]
     config, model, images = program.load_addressed(args, stop, one_order)
     assert isinstance(model, VMA)
     episodes = parsers.grid_episodes(config, images, args.classes, args.memory)

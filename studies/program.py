@@ -124,6 +124,9 @@ def load_model(config: Config, stop: StopRequest, device: str | None, checkpoint
     return session.load_model(session.device_for(config.test_spec))
 
 
+ONE_ORDER = ("model.orders=1", "train_spec.orders=null")  # overrides
+
+
 def load_addressed(
     args: argparse.Namespace, stop: StopRequest, more: Sequence[str] = ()
 ) -> tuple[Config, MemoryModel, ClassImages]:
@@ -136,7 +139,7 @@ def load_addressed(
     if config.model.read != "address":
         raise UserError(f"model.read: {config.model.read} has no addresses, which are studied here; use address")
     if config.model.latent_dim:
-        config = configuration.load(args.config, [*overrides, "model.orders=1"])
+        config = configuration.load(args.config, [*overrides, *ONE_ORDER])
     model = load_model(config, stop, args.device, args.checkpoint)
     return config, model, parsers.test_images(config, next(model.parameters()).device)
 

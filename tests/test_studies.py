@@ -180,6 +180,14 @@ def test_only_numbers_of_samples_that_divide_are_summed(tmp_path: Path, memory: 
     assert [row["K"] for row in rows(tmp_path / "estimator.csv") if row["estimator"].startswith("exact")] == summed
 
 
+def test_an_estimator_study_is_of_one_order_of_the_pixels(tmp_path: Path) -> None:
+    orders = ("model.likelihood=causal", "model.orders=2", "train_spec.orders=2")
+    assert main(tmp_path, "--train", "train_spec.steps=1", *orders) == 0
+    more = ["--sizes", "1,5", "--targets", "3", "--memory", "1", "--device", "cpu", "--output", str(tmp_path)]
+    assert estimator.main(["--config", str(tmp_path / "vma.resolved.yaml"), *more]) == 0
+    assert len(rows(tmp_path / "estimator.csv")) > 1
+
+
 def test_a_wrong_estimator_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert estimator.main([*arguments(tmp_path), "--output", str(tmp_path / "e")]) == 2
     assert "vma.pt: there is no such checkpoint" in capsys.readouterr().err
