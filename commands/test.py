@@ -96,7 +96,7 @@ def _unfinished_cells(store: CellStore, config: Config, digest: str) -> list[tup
     A table of other weights or another test is renamed, so that it is not overwritten.
     """
     output = Path(config.test_spec.output_file)
-    if store.is_empty and (store.path.exists() or output.exists()):
+    if store.is_another:
         _rename(output)
     write_atomically(
         output.with_suffix(".resolved.yaml"),

@@ -65,7 +65,8 @@ class CellStore:
         self.path, self._origin, self._class_names = output_file.with_suffix(".npz"), origin, class_names
         stored = load_cells(self.path)
         self._cells = dict(stored.every) if stored.key == origin else {}
-        self.is_empty = not self._cells  # as found
+        in_the_way = self.path.exists() or output_file.exists()
+        self.is_another = in_the_way and not self._cells  # as found: a table of another origin is there
 
     def get(self, cell: str) -> PerTarget | None:
         return self._cells.get(cell)

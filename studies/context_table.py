@@ -55,7 +55,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     spec = config.test_spec
     origin = {"weights": "context table", "images": images.digest(), "targets": spec.targets, "seed": spec.seed}
     store = CellStore(output, json.dumps(origin), images.names)
-    if store.is_empty and (output.exists() or store.path.exists()):
+    if store.is_another:
         raise UserError(f"{output} is the table of another test; choose another --output")
     table = ContextTable.fit(pairs(parsers.training_images(config, cpu).train, config.train_spec.seed))
     for classes, size in tqdm(config.test_cells, "cells", dynamic_ncols=True):
