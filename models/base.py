@@ -109,8 +109,12 @@ class MemoryModel(nn.Module, ABC):
     pictured: str = "pixel means"  # what `sample` and `reconstruct` give
 
     @abstractmethod
-    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """A bound of log p(x|M) [G, T] in nats, whose gradient trains the model, and further metrics [G, T] by name."""
+    def bound(self, episodes: EpisodeBatch, noise: Noise, orders: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+        """A bound of log p(x|M) [G, T] in nats, whose gradient trains the model, and further metrics [G, T] by name.
+
+        The episodes [G O, ...] may show each memory and its targets in O `orders` of the pixels, the order running
+        fastest: then p(x|M) is the mean over them, and metrics are averaged over p(o|x,M).
+        """
 
     def loss(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the mean bound, a scalar to minimise, and detached metrics [G, T], the bound among them."""

@@ -1,11 +1,13 @@
 """Objectives as pure functions of log-weights.
 
-`K` importance samples · `S` addresses · `...` targets.  A bound is what is maximised, in nats; K leads.
+`K` importance samples · `S` addresses · `O` orders of the pixels · `...` or `G T` targets.  K leads.  A bound is what
+is maximised, in nats.
 
 IWAE: Burda et al., arXiv 1509.00519.  VIMCO: Mnih & Rezende, arXiv 1602.06725.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +16,27 @@ from torch import Tensor
 def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
     """log (1/n sum_i exp log_w_i) over `dim`, without leaving the log domain."""
     return log_w.logsumexp(dim) - math.log(log_w.shape[dim])
+
+
+def by_order(values: Tensor, orders: int) -> Tensor:
+    """Values of targets in every order, the order running fastest: [..., G O, T] -> [..., O, G, T]."""
+    return values.unflatten(-2, (-1, orders)).movedim(-2, -3)
+
+
+def order_posterior(log_w: Tensor, orders: int) -> Tensor:
+    """p(o|x,M) [O, G, T] as log-weights [K, G O, T] tell it."""
+    return by_order(log_w.detach().logsumexp(0), orders).softmax(0)
+
+
+def normalised(log_w: Tensor, orders: int) -> Tensor:
+    """The weights w~ [K, G O, T], which sum to one over the samples of all orders of a target."""
+    return log_w.detach().softmax(0) * order_posterior(log_w, orders).movedim(0, 1).flatten(0, 1)
+
+
+def averaged(metrics: Mapping[str, Tensor], log_w: Tensor, orders: int) -> dict[str, Tensor]:
+    """Metrics [G O, T] of every order -> [G, T], averaged over p(o|x,M)."""
+    p_o = order_posterior(log_w, orders)
+    return {name: (p_o * by_order(value, orders)).sum(0) for name, value in metrics.items()}
 
 
 def leave_one_out_bounds(log_w: Tensor) -> Tensor:

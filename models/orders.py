@@ -33,7 +33,7 @@ def seen_from(order: int, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Episodes:
-    """Episodes in every order, [G O, ...], the order running fastest."""
+    """Episodes in every order, or those that were drawn, [G O, ...], the order running fastest."""
 
     x: Tensor
     memory: Tensor
@@ -83,7 +83,7 @@ def _averaged(p_o: Tensor, each: Sequence[Tensor | None]) -> Tensor | None:
 class EveryOrder(MemoryModel):
     """The mean over `orders` of what `model` says of each image.  Its weights are those of `model`.
 
-    In training the mean over `drawn` of them, chosen anew for each memory: a bound on average, and less to compute.
+    With gradients the mean over `drawn` of them, chosen anew for each memory: a bound on average, and less to compute.
     """
 
     def __init__(self, model: MemoryModel, orders: int, drawn: int | None = None) -> None:
@@ -99,28 +99,23 @@ class EveryOrder(MemoryModel):
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.model.adapted(weights)
 
-    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """The log of the mean of what the model's bounds stand for, and its metrics, averaged by that."""
-
+    def bound(self, episodes: EpisodeBatch, noise: Noise, orders: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+        """The model's, of every memory in every order."""
         groups = torch.arange(len(episodes.x), device=episodes.x.device).unsqueeze(1)  # [G, 1]
-        orders = torch.arange(self.orders, device=episodes.x.device).expand(len(groups), -1)  # [G, O]
+        chosen = torch.arange(self.orders, device=episodes.x.device).expand(len(groups), -1)  # [G, O]
         if torch.is_grad_enabled() and self.drawn < self.orders:
-            orders = noise.uniform("orders", 1, *orders.shape).squeeze(0).topk(self.drawn).indices
+            chosen = noise.uniform("orders", 1, *chosen.shape).squeeze(0).topk(self.drawn).indices
 
         def turned(images: Tensor) -> Tensor:
             every = torch.stack([seen_in(o, images) for o in range(self.orders)], 1)
-            return every[groups, orders].flatten(0, 1)
+            return every[groups, chosen].flatten(0, 1)
 
         def repeated(classes: Tensor) -> Tensor:
-            return classes.repeat_interleave(orders.shape[1], 0)
+            return classes.repeat_interleave(chosen.shape[1], 0)
 
         seen = _Episodes(turned(episodes.x), turned(episodes.memory),
                          repeated(episodes.x_class), repeated(episodes.memory_class))  # fmt: skip
-        bound, metrics = self.model.bound(seen, noise)
-        bound = bound.unflatten(0, orders.shape)  # [G, O, T]
-        p_o = bound.detach().softmax(1)
-        averaged = {name: (p_o * value.unflatten(0, orders.shape)).sum(1) for name, value in metrics.items()}
-        return bound.logsumexp(1) - math.log(orders.shape[1]), averaged
+        return self.model.bound(seen, noise, orders * chosen.shape[1])
 
     def encode_memory(self, memory: Tensor, precompute_features: bool = False) -> list[Any]:
         """The memories [G, M, H, W] in every order."""

@@ -52,7 +52,7 @@ class MeanOfMemory(MemoryModel):
         log_p = -F.binary_cross_entropy_with_logits(m.expand_as(x), targets, reduction="none").sum((2, 3))
         return Exact(log_p.expand(k, -1, -1))
 
-    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+    def bound(self, episodes: EpisodeBatch, noise: Noise, orders: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         return self.log_weights(episodes.x, episodes.memory, noise, 1)[0], {}
 
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, None]:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,12 @@ class Table(MemoryModel):
         self.log_p = (2 * torch.randn(512, 512, dtype=torch.float64)).log_softmax(1)
         self.log_p_a = torch.tensor([0.25, 0.75], dtype=torch.float64).log()
 
-    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+    def bound(self, episodes: EpisodeBatch, noise: Noise, orders: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         m = self.encode_memory(episodes.memory)
         log_p, targets = self.log_likelihood(m, self.encode_targets(episodes.x, m))
-        return log_p, self.metrics(m, targets, episodes)
+        log_p = log_p.unflatten(0, (-1, orders))  # [G, O, T]
+        accuracy = self.metrics(m, targets, episodes)["address_accuracy"].unflatten(0, (-1, orders))
+        return log_p.logsumexp(1) - math.log(orders), {"address_accuracy": (log_p.softmax(1) * accuracy).sum(1)}
 
     def encode_memory(self, memory: Tensor, precompute_features: bool = False) -> Tensor:
         return memory
@@ -222,6 +225,40 @@ def test_training_follows_the_likelihood(tiny_model: Callable[..., VMA]) -> None
         strict=True,
     ):
         torch.testing.assert_close(found, expected)
+
+
+def test_vimco_follows_the_mean_over_orders(tiny_model: Callable[..., VMA], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expectations over every tuple of the K O addresses of a target, with all parameters, those of q(a|M,x) too."""
+    k, orders = 2, 2
+    model, b = tiny_model(latent=0, likelihood="causal", importance_num=k, dummies=1), batch(g=1, t=1, m=1)
+    tables = []
+    for o in range(orders):
+        m = model.encode_memory(seen_in(o, b.memory))
+        targets = model.encode_targets(seen_in(o, b.x), m)
+        s = model.samples_at(model.every_address(m, targets, 1), targets, StepNoise("cpu", 0))
+        tables.append((s.log_p_x + s.log_p_a).flatten() / 20)  # closer together, so that no address says all
+        tables.append(targets.q_a.logits.flatten())
+    log_joint, log_q = torch.stack(tables[::2]), torch.stack(tables[1::2])  # [O, A]
+
+    def flatter(*args: Any) -> Any:
+        samples = samples_at(*args)
+        return replace(samples, log_p_x=samples.log_p_x / 20, log_p_a=samples.log_p_a / 20)
+
+    samples_at = model.samples_at
+    monkeypatch.setattr(model, "samples_at", flatter)
+    exact = found = torch.zeros((), dtype=torch.float64)
+    for addresses in itertools.product(range(2), repeat=k * orders):
+        a = torch.tensor(addresses).view(k, orders, 1)
+        monkeypatch.setattr("models.vma.model.sample_categorical", lambda q, uniform, a=a: a)
+        of_a = log_q.gather(1, a[..., 0].T)  # [O, K]
+        p = of_a.sum().exp()
+        log_w = log_joint.gather(1, a[..., 0].T) - of_a
+        exact = exact + p * (log_w.flatten().logsumexp(0) - math.log(k * orders))
+        found = found + p.detach() * EveryOrder(model, orders).bound(b, StepNoise("cpu", 0))[0].sum()
+    torch.testing.assert_close(found, exact)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    for f, e in zip(*(torch.autograd.grad(v, weights, allow_unused=True) for v in (found, exact)), strict=True):
+        torch.testing.assert_close(f, e)
 
 
 @pytest.mark.parametrize(("orders", "drawn"), [(8, 1), (8, 3), (4, 2)])

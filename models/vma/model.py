@@ -365,47 +365,62 @@ class VMA(MemoryModel):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """The bound [G, T] that `objective` names, and metrics [G, T]."""
+    def bound(self, episodes: EpisodeBatch, noise: Noise, orders: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+        """The bound [G, T] that `objective` names, and metrics [G, T].
+
+        The K samples in each of O orders are K O samples of a target, as independent as those of one order.
+        """
         m = self.encode_memory(episodes.memory)
         targets = self.encode_targets(episodes.x, m)
         objective = self._vimco if self.objective == "vimco" else self._marginal
-        bound, metrics = objective(m, targets, noise)
-        return bound, metrics | self.metrics(m, targets, episodes)
+        bound, log_w, metrics = objective(m, targets, noise, orders)
+        return bound, objectives.averaged(metrics | self.metrics(m, targets, episodes), log_w, orders)
 
-    def _vimco(self, m: EncodedMemory, targets: EncodedTargets, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """Addresses are sampled, and q(a|M,x) learns by VIMCO."""
+    def _vimco(
+        self, m: EncodedMemory, targets: EncodedTargets, noise: Noise, orders: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Addresses are sampled, and q(a|M,x) learns by VIMCO: bound, log-weights, metrics."""
         addresses = self.sample_addresses(m, targets, noise, self.importance_num)
-        s, log_w = self._samples_for_backward(addresses, targets, noise)  # [K, G, T]
-        bound = objectives.vimco(log_w, targets.q_a.log_prob(s.a))
-        return bound, s.metrics(torch.full_like(log_w, 1 / len(log_w)))
+        s, log_w = self._samples_for_backward(addresses, targets, noise, orders)  # [K, G O, T]
+        log_q = targets.q_a.log_prob(s.a)
+        bound = objectives.vimco(*(objectives.by_order(v, orders).flatten(0, 1) for v in (log_w, log_q)))
+        return bound, log_w, s.metrics(torch.full_like(log_w, 1 / len(log_w)))
 
-    def _marginal(self, m: EncodedMemory, targets: EncodedTargets, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+    def _marginal(
+        self, m: EncodedMemory, targets: EncodedTargets, noise: Noise, orders: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """All addresses are summed over, and q(a|M,x) learns from the posterior that the sum reveals."""
         k = self.importance_num if self.latent else 1
-        s, log_w = self._samples_for_backward(self.every_address(m, targets, k), targets, noise)  # [K A, G, T]
-        bound = objectives.marginal(log_w.unflatten(0, (k, -1)), targets.q_a.logits.permute(2, 0, 1))
-        return bound, s.metrics(targets.q_a.log_prob(s.a).exp() / k)  # the same for each k
+        s, log_w = self._samples_for_backward(
+            self.every_address(m, targets, k), targets, noise, orders
+        )  # [K A, G O, T]
+        each = objectives.by_order(log_w, orders).unflatten(0, (k, -1)).flatten(1, 2)  # [K, A O, G, T]
+        log_q = objectives.by_order(targets.q_a.logits.permute(2, 0, 1), orders).flatten(0, 1)
+        bound = objectives.marginal(each, log_q) - math.log(orders)
+        return bound, log_w, s.metrics(targets.q_a.log_prob(s.a).exp() / k)  # the same for each k
 
     def _samples_for_backward(
-        self, addresses: Addresses, targets: EncodedTargets, noise: Noise
+        self, addresses: Addresses, targets: EncodedTargets, noise: Noise, orders: int
     ) -> tuple[Samples, Tensor]:
         """Samples, and their log-weights [K, G, T] through which the gradient of the bound goes."""
         if self.gradient_samples == 1 and torch.is_grad_enabled():
             with torch.no_grad():
                 s = self.samples_at(addresses, targets, noise)
-            return s, s.log_w + self._gradient_of_one(s, addresses, targets, noise)
+            return s, s.log_w + self._gradient_of_one(s, addresses, targets, noise, orders)
         s = self.samples_at(addresses, targets, noise)
         log_w = s.log_w
         if self.use_dreg:
-            apply_dreg(s.z, log_w.detach().softmax(0))
+            apply_dreg(s.z, objectives.normalised(log_w, orders))
         return s, log_w
 
-    def _gradient_of_one(self, s: Samples, addresses: Addresses, targets: EncodedTargets, noise: Noise) -> Tensor:
+    def _gradient_of_one(
+        self, s: Samples, addresses: Addresses, targets: EncodedTargets, noise: Noise, orders: int
+    ) -> Tensor:
         """Zeros [1, G, T] with the gradient of log w_k, for one sample k ~ w~ that is decoded again.
 
         The gradient of the bound is sum_k w~_k dlog w_k with normalised weights w~: the mean of dlog w_k over k ~ w~.
         So dlog w_k of one k ~ w~ is unbiased.  Adding it to all K log-weights adds it once, since the w~_k sum to one.
+        Of several orders each has its own k, and the weights of an order sum to p(o|x,M), as they should.
         """
         weights = s.log_w.softmax(0)
         uniform = noise.uniform("gradient sample", 1, *weights.shape[1:])
@@ -413,7 +428,7 @@ class VMA(MemoryModel):
         z = s.z.take_along_dim(k.unsqueeze(-1), 0)
         one = self._samples(addresses.take(k), targets, partial(reattach_sample, z=z))
         if self.use_dreg:
-            apply_dreg(one.z, weights.gather(0, k))
+            apply_dreg(one.z, objectives.normalised(s.log_w, orders).gather(0, k))
         return one.log_w - one.log_w.detach()
 
     def metrics(self, m: EncodedMemory, targets: EncodedTargets, episodes: EpisodeBatch) -> dict[str, Tensor]:

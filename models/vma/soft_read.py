@@ -108,15 +108,15 @@ class SoftRead(MemoryModel):
         kl_z = q_z.log_prob(z) - log_p_z
         return SoftSamples(self.p_x.log_prob(x, targets.context, z, r) - kl_z, kl_z, weights)
 
-    def bound(self, episodes: EpisodeBatch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+    def bound(self, episodes: EpisodeBatch, noise: Noise, orders: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """The importance-weighted bound [G, T] (Burda et al. 2016, arXiv 1509.00519), and metrics [G, T]."""
         m = self.encode_memory(episodes.memory)
         targets = self.encode_targets(episodes.x, m)
         s = self.importance_samples(episodes.x, m, targets, noise, self.importance_num)
-        bound = objectives.log_mean_exp(s.log_w)
+        bound = objectives.log_mean_exp(objectives.by_order(s.log_w, orders).flatten(0, 1))
         same = F.pad(episodes.x_class.unsqueeze(2) == episodes.memory_class.unsqueeze(1), (0, len(self.dummies)))
         accuracy = (s.weights.mean(0) * same).sum(-1)  # of what is read, the part that is of the target's class
-        return bound, {"kl_z": s.kl_z.mean(0), "address_accuracy": accuracy}
+        return bound, objectives.averaged({"kl_z": s.kl_z.mean(0), "address_accuracy": accuracy}, s.log_w, orders)
 
     @torch.no_grad()
     def sample(self, memory: Tensor, noise: Noise, n: int) -> tuple[Tensor, None]:
