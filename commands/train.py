@@ -47,10 +47,11 @@ def run(session: Session, restart: bool = False) -> None:
         if weights is not None:
             with checkpoints.as_expected(Path(config.train_spec.init_from or "")):
                 trainer.load_weights(trainer.model.adapted(weights))  # type: ignore[operator]
+        if state is not None:
+            resume(trainer, trainer.state_path, state, config)
         on_main(lambda: _prepare_files(config, restart))
         session.stop.restarted = True
         if state is not None:
-            resume(trainer, trainer.state_path, state, config)
             session.say(f"resuming {path} at step {trainer.progress.step}")
         _fit(trainer, session)
     draw_curves(session)

@@ -452,7 +452,7 @@ class TestSpec(Section):
         return None if self.metric == "nll" else self.importance_num
 
     def at_once(self, timesteps: int) -> int | None:
-        """Samples of a target that are computed at once, or without any its addresses; None: as suits the device."""
+        """Samples of a target that are computed at once, or without any its memory images; None: as suits."""
         return self.chunk if self.samples else max(1, timesteps)
 
     @property

@@ -28,7 +28,7 @@ _MOST_BYTES = 1 << 30  # the images of MNIST have 47 million
 def load(root: str | Path, subset: Subset) -> ClassImages:
     """Images [N, 28, 28] sorted by digit, within a digit in the order of the file; ink where the value is over 127.
 
-    Raises DataError when a file is damaged, or when none is there and none can be downloaded within 30 seconds.
+    Raises DataError when a file is damaged, or when none is there and none can be downloaded.
     """
     if subset not in get_args(Subset):
         raise ValueError(f"no subset {subset!r}; {get_args(Subset)}")

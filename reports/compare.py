@@ -24,7 +24,8 @@ from runtime.errors import UserError, status_of
 from runtime.files import write_atomically
 
 _STYLES = ("-", "--", ":", "-.")  # of C
-# What of an origin says which targets and memories those of a cell are, with what it means where it is left out.
+# What of an origin says which targets and memories those of a cell are, with what it means where it is left out; and
+# whether bounds are those of densities.
 _TARGETS = {"images": None, "targets": None, "seed": None, "own_class": True}
 
 
@@ -35,7 +36,7 @@ class Table:
     name: str
     config: Config
     stored: Stored
-    targets: Mapping[str, object]  # what says which targets and memories these were
+    targets: Mapping[str, object]  # what says which targets and memories these were, in which measure
     rows: Sequence[Row]
 
 
@@ -63,6 +64,7 @@ def read(path: Path) -> Table:
     """The test whose table is `path`.  Raises UserError, DataError."""
     config, stored, rows = read_test(path.with_suffix(".npz"))
     targets = {key: stored.origin.get(key, default) for key, default in _TARGETS.items()}
+    targets["likelihood"] = "normal" if config.model.likelihood == "normal" else "of binary pixels"
     return Table(str(path.with_suffix("")), config, stored, targets, rows)
 
 

@@ -36,7 +36,7 @@ def spread(episodes: GridEpisodes) -> Episodes:
 def nearest(samples: Tensor, images: Tensor) -> Tensor:
     """For each sample [n, G, H, W] the image of `images` [N, H, W] at the smallest angle, [n, G, H, W].
 
-    Samples are means, so grey; by squared distance an almost empty image would be nearest to many of them.
+    Pixel means are grey; by squared distance an almost empty image would be nearest to many of them.
     """
     flat = images.flatten(1).to(samples.dtype)
     cosine = samples.flatten(2) @ F.normalize(flat, dim=1).t()  # [n, G, N], times the length of the sample

@@ -52,6 +52,15 @@ def test_other_targets_are_not_compared(tmp_path: Path, origin: dict[str, object
     assert compare.plot(tables).startswith(b"\x89PNG")
 
 
+def test_densities_are_not_compared_with_probabilities(tmp_path: Path) -> None:
+    one = table(tmp_path, "one", {"C=1 M=1": [-80, -90, -70]})
+    two = table(tmp_path, "two", {"C=1 M=1": [-629, -637, -622]}, "model.likelihood=normal")
+    three = table(tmp_path, "three", {"C=1 M=1": [-70, -70, -70]}, "model.likelihood=causal")
+    tables = [compare.read(path) for path in (one, two, three)]
+    assert compare.differences(*tables[:2]) == [] and compare.differences(tables[0], tables[2])
+    assert "Other likelihood, so no paired differences" in compare.markdown(tables)
+
+
 def test_the_command_prints_the_differences_and_draws_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = enumerate(("one", "two", "three"))
     paths = [table(tmp_path, name, {"C=1 M=1": [-80 + i, -90, -70 + i]}) for i, name in names]

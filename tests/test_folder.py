@@ -268,12 +268,12 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(
     copy = shutil.copytree(root, tmp_path / "drawings")
     overrides = of_folder(copy, *FITTING, "train_data.held_out_classes=2")
     assert main(tmp_path, "--train", *overrides, "train_spec.steps=5") == 0
-    before = {path: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    before = {path: path.read_bytes() for path in (*tmp_path.glob("*.pt"), *tmp_path.glob("*.yaml"))}
     shutil.copytree(copy / "train" / "0000", copy / "train" / "a new class")
     capsys.readouterr()
     assert main(tmp_path, "--train", *overrides) == 2
     assert f"this run was begun with other images than {copy} has now; put those back" in capsys.readouterr().err
-    assert before == {path: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    assert before == {path: path.read_bytes() for path in before}
     shutil.rmtree(copy / "train" / "a new class")
     assert main(tmp_path, "--train", *overrides) == 0
 

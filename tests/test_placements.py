@@ -219,6 +219,20 @@ def test_placement_posterior_is_the_softmax_of_correlations_and_finds_a_placed_c
 
 
 @torch.no_grad()
+def test_placement_posterior_keeps_its_digits_under_bf16() -> None:
+    """Only the features are computed in bf16: products of hundreds of nats would lose tenths."""
+    torch.manual_seed(0)
+    q_s = PlacementPosterior(Placements(3, (0.8, 1.0, 1.25)))
+    x, memory = ((torch.rand(1, n, 26, 26) < 0.3).float() for n in (4, 3))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        log_q = q_s(x, memory)
+    with torch.no_grad():
+        exact = q_s(x, memory)
+    assert log_q.dtype == torch.float32
+    torch.testing.assert_close(log_q.exp().sum(-1), torch.ones(1, 4, 3), rtol=0, atol=1e-5)
+    assert (log_q - exact)[exact > -5].abs().max() < 0.05
+
+
 def test_the_sum_over_likeliest_addresses_is_a_bound(model: VMA) -> None:
     b = batch()
     m = model.encode_memory(b.memory)

@@ -162,7 +162,8 @@ class PlacementPosterior(nn.Module):
 
     def _features(self, images: Tensor) -> Tensor:
         """[G, n, H, W] -> [G, n, C, H, W]"""
-        return self.features(images.flatten(0, 1).unsqueeze(1)).unflatten(0, images.shape[:2])
+        features = self.features(images.flatten(0, 1).unsqueeze(1)).to(images.dtype)  # under bf16, too
+        return features.unflatten(0, images.shape[:2])
 
     def _moved(self, x: Tensor) -> Tensor:
         """Features x [G, T, C, H, W], moved by minus each shift: [G, shifts, T, C H W].

@@ -90,7 +90,8 @@ class SoftRead(MemoryModel):
     def read(self, z: Tensor, m: SoftMemory) -> tuple[FeaturesAt, Tensor]:
         """r(z,M), a row for each z [K, G, T, Z], and the weights w(z) [K, G, T, S]."""
         query = self.query(z).to(z.dtype)  # [K, G, T, matching]
-        products = torch.einsum("kgtd,gsd->kgts", query, m.embeddings)
+        with torch.autocast(z.device.type, enabled=False):  # the products need all their digits
+            products = torch.einsum("kgtd,gsd->kgts", query, m.embeddings)
         weights = (products / math.sqrt(query.shape[-1])).softmax(-1)
 
         def average(of: Tensor) -> Tensor:
