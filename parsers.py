@@ -145,7 +145,10 @@ def grid_episodes(config: Config, images: ClassImages, max_batch_cls: int, times
     """The episodes of one cell of the test grid."""
     own_class = config.test_spec.own_class
     spec = EpisodeSpec(timesteps=timesteps, exact=False, max_batch_cls=max_batch_cls, own_class=own_class)
-    targets = spread_targets(images.counts, config.test_spec.targets)
+    try:
+        targets = spread_targets(images.counts, config.test_spec.targets)
+    except UserError as error:
+        raise UserError(f"test_spec.{error} (in {config.test_data.root})") from None
     with _naming_the_smallest_class("test_spec.test_params", config.test_data, images):
         return GridEpisodes(images, spec, targets, config.test_spec.seed, cell_name(max_batch_cls, timesteps))
 

@@ -63,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def pathname(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a file or folder is empty")
     try:
         return Path(expanded(text))
     except ValueError as error:

@@ -4,11 +4,12 @@
 
 trains each configuration in turn on the CPU and tests it every `--interval` core-hours on the same targets, one of each
 evaluation class as they come.  Only the training steps are timed, on all their threads.  Into `--output` go NAME.csv, a
-row for each test of the configuration NAME.yaml, and `time_to_bound.png`, the curves of all csv files that are there;
-so configurations may also be trained one by one, or at the same time.  Interrupted, the same command resumes.
+row for each test of the configuration NAME.yaml, and `time_to_bound.png`, the curves of all that are there; so
+configurations may also be trained one by one, or at the same time.  Interrupted, the same command resumes.
 """
 
 import argparse
+import contextlib
 import csv
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from reports.plots import blank, png
 from reports.tables import comma_separated
 from run import Parser, pathname, standalone
 from runtime import checkpoints
-from runtime.errors import UserError
+from runtime.errors import DataError, UserError
 from runtime.files import exclusive_lock, write_atomically
 from runtime.signals import Stopped, StopRequest
 from studies import program
@@ -37,6 +38,8 @@ CPU = torch.device("cpu")
 HOUR = 3600.0
 
 Row = dict[str, Any]
+
+_COLUMNS = {"config": str, "test": str, "core_seconds": float, "targets_seen": int, "nats": float, "stderr": float}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,14 +66,14 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     """Train, test and draw.  Raises UserError, DataError, OSError, NonFiniteError."""
     if len({path.stem for path in args.config}) < len(args.config):
         raise UserError("--config: two have the same name, which their files in --output would share")
-    if min(args.interval, args.limit) <= 0:
+    if not min(args.interval, args.limit) > 0:
         raise UserError("--interval and --limit: core-hours, more than 0")
     for path, config in [(path, configured(path, args)) for path in args.config]:  # mistakes show before hours
         print(f"--- {path}", flush=True)
         with exclusive_lock(args.output / path.stem / "vma.pt", "training"):
             rows = Race(config, path.stem, args, stop).run()
         print(said(path.stem, rows, args.target))
-        write_atomically(args.output / "time_to_bound.png", draw(args))
+        write_atomically(args.output / "time_to_bound.png", draw(args, rows[-1]["test"]))
     print(f"written: {args.output}/*.csv, time_to_bound.png")
 
 
@@ -102,7 +105,11 @@ class Race:
             with checkpoints.as_expected(path):
                 self.trainer.resume(state)
         self.progress = self.trainer.progress  # whose `seconds` are those of the processor here
+        spec = config.test_spec
+        self.test_of = f"{self.cell}, {spec.targets} targets, {spec.subset}, {spec.title}, seed {spec.seed}"
         self.rows = [row for row in read(self.csv) if row["targets_seen"] <= self.targets_seen]
+        if others := {row["test"] for row in self.rows} - {self.test_of}:
+            raise UserError(f"{self.csv}: tested on {others.pop()}, now {self.test_of}; choose another --output")
 
     @property
     def targets_seen(self) -> int:
@@ -149,6 +156,7 @@ class Race:
         bound = estimate(-values["bound"], values["target_class"])
         return {
             "config": self.name,
+            "test": self.test_of,
             "core_seconds": self.progress.seconds,
             "targets_seen": self.targets_seen,
             "nats": bound.mean,
@@ -157,10 +165,12 @@ class Race:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a csv file; none where there is no such file."""
-    kinds = {"config": str, "targets_seen": int}
-    rows = csv.DictReader(path.read_text().splitlines() if path.exists() else [])
-    return [{name: kinds.get(name, float)(value) for name, value in row.items()} for row in rows]
+    """The rows of a csv file; none where there is no such file.  Raises DataError."""
+    try:
+        rows = csv.DictReader(path.read_text().splitlines() if path.exists() else [])
+        return [{name: kind(row[name]) for name, kind in _COLUMNS.items()} for row in rows]
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{path}: no table of this benchmark, or damaged; move it away") from None
 
 
 def said(name: str, rows: Sequence[Row], target: float | None) -> str:
@@ -172,10 +182,13 @@ def said(name: str, rows: Sequence[Row], target: float | None) -> str:
     return f"{name}: {lowest:.2f} nats at the lowest in {rows[-1]['core_seconds'] / HOUR:.2f} core-hours"
 
 
-def draw(args: argparse.Namespace) -> bytes:
-    """Nats against core-hours for every csv file in --output -> a PNG."""
-    found = [row for path in sorted(args.output.glob("*.csv")) for row in read(path)]
-    rows = [row | {"core_hours": row["core_seconds"] / HOUR} for row in found]
+def draw(args: argparse.Namespace, test: str) -> bytes:
+    """Nats against core-hours for every csv file in --output that is of this test -> a PNG."""
+    found: list[Row] = []
+    for path in sorted(args.output.glob("*.csv")):
+        with contextlib.suppress(DataError):  # another table
+            found += read(path)
+    rows = [row | {"core_hours": row["core_seconds"] / HOUR} for row in found if row["test"] == test]
     figure = blank(7, 4.5)
     axis = figure.subplots()
     program.draw_lines(axis, rows, "config", "core_hours", "nats", "stderr")
@@ -184,9 +197,8 @@ def draw(args: argparse.Namespace) -> bytes:
         axis.legend(fontsize=8)
     low, high = min(row["nats"] for row in rows), max(row["nats"] for row in rows)
     axis.set_ylim(min(low, args.target or low) - 3, min(high, low + 60) + 3)  # the first minutes would hide the rest
-    axis.set(xlabel="core-hours of training", ylabel=f"ELBO@{args.samples}, nats per image (lower is better)")
-    cell = f"{configuration.cell_name(args.classes, args.memory)}, {args.targets} targets"
-    axis.set_title(f"{cell}; bars: two standard errors each way", fontsize=8)
+    axis.set(xlabel="core-hours of training", ylabel="nats per image (lower is better)")
+    axis.set_title(f"{test}; bars: two standard errors each way", fontsize=8)
     return png(figure)
 
 

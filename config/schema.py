@@ -271,7 +271,7 @@ class DataConfig(Section):
     resize: Side = key(26, "side of the images in pixels, 20 to 64")
     split: Literal["official", "45-5"] = key("official", "classes to train on and to test; omniglot only")
     resample: Literal["nearest-exact", "nearest", "maxpool"] = key("nearest-exact", "how images are resized")
-    classes: Positive = key(200, "classes drawn for training; glyphs only")
+    classes: Annotated[Positive, Field(le=100_000)] = key(200, "classes drawn for training; glyphs only")
 
 
 class AugmentConfig(Section):

@@ -97,7 +97,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def read_grey(path: Path) -> Image.Image:
-    """A PNG or JPEG file in 8 bits of grey, upright; what is transparent is white.  Raises DataError."""
+    """A PNG or JPEG file in 8 bits of grey, upright, on white paper.  Raises DataError."""
     with naming(_shown(path)), opened(path, most=_MOST_BYTES) as file:
         image = open_image(file.read(), ["PNG", "JPEG"])
         if max(image.size) < _LEAST_SIDE or image.width * image.height > _MOST_PIXELS:
@@ -107,12 +107,14 @@ def read_grey(path: Path) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """8 bits for a pixel, transparent ones white."""
+    """8 bits for a pixel, transparent ones white; if then nothing is seen, what is not transparent is black."""
     if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured).convert("L")
+        if int((levels := np.asarray(image)).max()) - int(levels.min()) < LEAST_CONTRAST:  # white ink
+            return ImageOps.invert(coloured.getchannel("A"))
     return image.convert("L")
 
 

@@ -6,7 +6,10 @@ No torch here: a configuration is checked against these facts before anything is
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from runtime.errors import DataError
 
 if TYPE_CHECKING:
     from data.images import ClassImages
@@ -38,7 +41,10 @@ class DataSet:
 
     def load(self, section: object, subset: str) -> "ClassImages":
         """The images of a subset at full size.  Raises DataError."""
-        return import_module(self.module).load(subset=subset, **self.keys_of(section))
+        keys = self.keys_of(section)
+        if Path(keys.get("root", ".")).is_file():
+            raise DataError(f"{keys['root']}: a file, where the folder of the data is needed")
+        return import_module(self.module).load(subset=subset, **keys)
 
 
 def _of_20_images(classes: int) -> Counts:

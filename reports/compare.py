@@ -20,7 +20,7 @@ from reports.cells import Row, Stored, described, read_test
 from reports.estimates import alphabets_of, estimate
 from reports.plots import blank, draw_rows, memory_axis, png
 from reports.tables import markdown_table
-from runtime.errors import UserError, status_of
+from runtime.errors import UserError, sentence, status_of
 from runtime.files import write_atomically
 
 _STYLES = ("-", "--", ":", "-.")  # of C
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_atomically(args.output, plot(tables))
             print(f"written: {args.output}")
     except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(sentence(error), file=sys.stderr)
         return status_of(error)
     return 0
 

@@ -17,7 +17,7 @@ from config import Config
 from reports.cells import Row, described, metric_described, read_test
 from reports.plots import result_plot
 from reports.published import CAVEATS, published
-from runtime.errors import UserError, status_of
+from runtime.errors import UserError, sentence, status_of
 from runtime.files import write_atomically
 
 Fields = Mapping[str, str | int | float]  # of a row, by column
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in p.parse_args(arguments).npz:
             write_again(path)
     except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(sentence(error), file=sys.stderr)
         return status_of(error)
     return 0
 

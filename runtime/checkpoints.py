@@ -85,7 +85,7 @@ def export(path: Path, weights: Mapping[str, Tensor], config: str, half: bool = 
     With `half` they are rounded to float16, and the file is half as large.
 
     Raises:
-        UserError: a weight is too large for float16.
+        UserError: a weight is too large for float16, or the file is there and holds anything but these weights.
         OSError: the file cannot be written.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -95,8 +95,17 @@ def export(path: Path, weights: Mapping[str, Tensor], config: str, half: bool = 
             raise UserError(f"{path}: {large[0]} is too large for half precision; export without --half")
     values = _single(plain)
     header = {"config": config, "sha256": hashlib.sha256(config.encode() + digest(values).encode()).hexdigest()}
+    if path.is_file() and not _holds(path, values):
+        raise UserError(f"{path}: exists, and holds something else; choose another name, or remove it")
     write_atomically(path, safetensors.torch.save(plain, header))
     return values
+
+
+def _holds(path: Path, weights: Mapping[str, Tensor]) -> bool:
+    try:
+        return digest(load(path)["model"]) == digest(weights)
+    except DataError:
+        return False
 
 
 def _single(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,7 +123,8 @@ def _exported(path: Path) -> dict[str, Any]:
         config = header["config"]
         whole = hashlib.sha256(config.encode() + digest(weights).encode()).hexdigest() == header["sha256"]
     except Exception as error:  # a header that was tampered with raises anything
-        raise DataError(f"{path}: not weights of this program ({reason(error)})") from None
+        why = f"not weights of this program, or damaged ({reason(error)})"
+        raise DataError(f"{path}: {why}; use another copy") from None
     if not whole:
         raise DataError(f"{path}: damaged (the SHA-256 of its weights and configuration differs); use another copy")
     return {"config": config, "model": weights}

@@ -164,7 +164,8 @@ def summarised(name: str, accuracy: Tensor) -> program.Row:
 
 
 def markdown(rows: Sequence[program.Row], config: Config, shift: int) -> str:
-    """The rows for people, beside published numbers."""
+    """The rows for people, beside published numbers of Omniglot."""
+    published = PUBLISHED if config.test_data.kind == "omniglot" else {}
     moved = f", each also moved by up to {shift} pixels" if shift else ""
     return markdown_table(
         f"One-shot classification by p(a|x,M): {images_described(config.test_data)}; a memory holds one image of each "
@@ -172,7 +173,7 @@ def markdown(rows: Sequence[program.Row], config: Config, shift: int) -> str:
         "task | accuracy | memories | published, trained to classify unless said",
         (
             f"{row['task']} | {100 * float(row['accuracy']):.1f} ± {100 * float(row['stderr']):.1f} | "
-            f"{row['memories']} | {PUBLISHED[str(row['task'])]}"
+            f"{row['memories']} | {published.get(str(row['task']), '–')}"
             for row in rows
         ),
     )

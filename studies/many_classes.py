@@ -23,6 +23,7 @@ from reports.estimates import estimate
 from reports.plots import blank, png
 from reports.tables import markdown_table, shown
 from run import standalone
+from runtime.errors import UserError
 from runtime.signals import StopRequest
 from studies import program
 
@@ -47,6 +48,8 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     powers = [2**power for power in range(args.most.bit_length())]  # 1, 2, 4, ... up to the most
     memories = {f"{classes} x {each}": (classes, each) for each in args.images for classes in powers}
     for name, config, model, images in program.models(args, stop):
+        for cell in memories:  # mistakes show before hours
+            episodes_of(config, images, args.targets, memories, cell)
         found = program.resumed(
             args.output / f"{name}.npz",
             model,
@@ -62,6 +65,19 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
 # --- values of every target -------------------------------------------------------------------------------------------
 
 
+def episodes_of(
+    config: Config, images: ClassImages, targets: int, memories: Mapping[str, tuple[int, int]], name: str
+) -> GridEpisodes:
+    """Targets with the memories of this name.  Raises UserError."""
+    classes, each = memories[name]
+    spec = EpisodeSpec(timesteps=classes * each, exact=True, max_img_per_class=each)
+    try:
+        return GridEpisodes(images, spec, spread_targets(images.counts, targets), config.test_spec.seed, name)
+    except UserError as error:
+        text = f"memories of {classes} classes with {each} images of each, of {len(images.counts)} test classes"
+        raise UserError(f"--most, --images or --targets: {text}: {error}") from None
+
+
 def evaluate(
     model: MemoryModel,
     config: Config,
@@ -71,12 +87,10 @@ def evaluate(
     name: str,
 ) -> PerTarget:
     """What a test computes with the memories of this name: so many classes, so many images of each."""
-    classes, each = memories[name]
-    spec, seed = EpisodeSpec(timesteps=classes * each, exact=True, max_img_per_class=each), config.test_spec.seed
-    episodes = GridEpisodes(images, spec, spread_targets(images.counts, targets), seed, name)
-    batch = max(1, _AT_ONCE // spec.timesteps)
+    episodes = episodes_of(config, images, targets, memories, name)
+    batch = max(1, _AT_ONCE // math.prod(memories[name]))
     batch, chunk = sizes_at_once(images.images.device, batch, config.test_spec.chunk)
-    key = ("many classes", seed, name)
+    key = ("many classes", config.test_spec.seed, name)
     return evaluate_cell(model, episodes, key, config.test_spec.samples, batch, chunk, lambda done: None)
 
 

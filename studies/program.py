@@ -77,6 +77,8 @@ def add_models(p: Parser) -> None:
 
 def models(args: argparse.Namespace, stop: StopRequest) -> Iterator[tuple[str, Config, MemoryModel, ClassImages]]:
     """Name, configuration, model and test images of each --model.  Raises UserError, DataError."""
+    if len({path.stem for path, _ in args.model}) < len(args.model):
+        raise UserError("--model: two configurations have the same name, by which results are told apart; copy one")
     for path, weights in args.model:
         config = configuration.load(path, configuration.overrides(args.root))
         model = load_model(config, stop, args.device, weights)
@@ -154,15 +156,17 @@ def resumed(
 ) -> dict[str, dict[str, np.ndarray]]:
     """What `compute` gives for each name, stored in the npz file `path` as `name/part` as soon as it is there.
 
-    What is stored already is not computed again, if model, configuration and settings are the same.
+    What is stored already is not computed again.
+
+    Raises UserError where it is of another model, configuration or settings.
     """
     origin = {"weights": checkpoints.digest(model.state_dict()), "config": configuration.dump(config), **settings}
     key = np.array(json.dumps(origin, sort_keys=True))
     arrays = {"key": key}
     with contextlib.suppress(Exception):  # a damaged file raises almost anything; then all is computed
-        stored = load_npz(path)
-        if str(stored["key"]) == str(key):
-            arrays = stored
+        arrays = load_npz(path)
+    if str(arrays.get("key")) != str(key):
+        raise UserError(f"{path} is of another model, or of other settings; choose another --output, or remove it")
     found = {}
     for name in tqdm(list(names), dynamic_ncols=True):
         parts = {one.removeprefix(f"{name}/"): arrays[one] for one in arrays if one.startswith(f"{name}/")}

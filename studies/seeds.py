@@ -18,6 +18,7 @@ import run
 from config import Config
 from reports.cells import Row, described
 from reports.tables import markdown_table
+from runtime.errors import UserError
 from runtime.signals import StopRequest
 from studies import program
 from studies.trainings import Training
@@ -47,6 +48,9 @@ def seeds(text: str) -> list[int]:
 
 def execute(args: argparse.Namespace, stop: StopRequest) -> int:
     """Train, test and write, seed by seed.  Raises UserError, OSError."""
+    for key in ("train_spec.seed", "output"):
+        if any(one.partition("=")[0].strip() == key for one in args.overrides):
+            raise UserError(f"--set {key}: is given by --seeds and --output here; leave it out")
     common = [*configuration.overrides(args.root), *args.overrides]
     trainings = [
         Training(args.config, [*common, f"train_spec.seed={seed}"], args.output / f"seed_{seed}") for seed in args.seeds

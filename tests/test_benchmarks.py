@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -244,6 +245,17 @@ def test_bounds_are_measured_against_the_processor_time_of_the_training(
     assert time_to_bound.main([*command, str(tmp_path / "part")]) == 0
     for name in ("one.csv", "two.csv"):
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    capsys.readouterr()
+    assert time_to_bound.main([*command, str(tmp_path / "part"), "--set", "test_spec.subset=held_out"]) == 2
+    assert "one.csv: tested on C=1 M=3, 12 targets, test, ELBO@7, seed 0, now" in capsys.readouterr().err
+    shutil.copy(tmp_path / "run.csv", tmp_path / "part")  # a table of another program is not drawn
+    assert time_to_bound.main([*command, str(tmp_path / "part")]) == 0
+    for damaged in (b"\xff\xfe", b"config,test,core_seconds\none,C=1,x", b"config,core_seconds\none,1"):
+        (tmp_path / "part" / "one.csv").write_bytes(damaged)
+        capsys.readouterr()
+        assert time_to_bound.main([*command, str(tmp_path / "part")]) == 3
+        assert "one.csv: no table of this benchmark, or damaged; move it away" in capsys.readouterr().err
 
 
 def test_a_training_that_began_with_other_weights_is_not_timed(

@@ -44,8 +44,8 @@ def farthest(a: np.ndarray, b: np.ndarray) -> float:
     return float(max(distances.min(0).max(), distances.min(1).max()))
 
 
-def transparent(image: Image.Image) -> Image.Image:
-    picture = Image.new("RGBA", image.size, (0, 0, 0, 0))
+def transparent(image: Image.Image, level: int) -> Image.Image:
+    picture = Image.new("RGBA", image.size, (level, level, level, 0))
     picture.putalpha(image.point(lambda level: 255 - level))
     return picture
 
@@ -68,7 +68,8 @@ VARIANTS = {
     "large_and_thick.png": drawn(600, 45),
     "small.png": drawn(40, 2),
     "light_on_dark.png": drawn(300, 12).point(lambda level: 255 - level),
-    "transparent.png": transparent(drawn(300, 12)),
+    "transparent.png": transparent(drawn(300, 12), 0),
+    "white_on_transparent.png": transparent(drawn(300, 12), 255),
     "coloured.png": coloured(drawn(300, 12)),
     "pencil.png": drawn(300, 12).point(lambda level: 170 + level // 4),
     "photo.jpg": photographed(drawn(800, 20)),
@@ -117,7 +118,7 @@ def refused(read: Callable[[], object], *said: str) -> None:
 def test_what_is_no_drawing_is_refused_by_name(tmp_path: Path) -> None:
     refused(lambda: drawings.read_folder(tmp_path / "none"), "none", "no such folder")
     refused(lambda: drawings.read_folder(tmp_path), str(tmp_path), "no images")
-    for mode, colour in (("L", 255), ("L", 0), ("RGBA", (0, 0, 0, 0))):
+    for mode, colour in (("L", 255), ("L", 0), ("RGBA", (0, 0, 0, 0)), ("RGBA", (255, 255, 255, 255))):
         Image.new(mode, (90, 90), colour).save(tmp_path / "blank.png")
         refused(lambda: drawings.read_folder(tmp_path), "blank.png", "blank")
     (tmp_path / "blank.png").write_text("no image")
@@ -204,6 +205,7 @@ def test_the_picture_replaces_no_drawing(folder: Path, capsys: pytest.CaptureFix
     [
         (["--sample", "--memory", "mine"], "--config is missing"),
         (["--checkpoint", "vma.pt", "--train"], "--config is missing"),
+        (["--checkpoint", "", "--test"], "argument --checkpoint: the name of a file or folder is empty"),
         (["--checkpoint", "vma.pt", "--test", "--memory", "mine"], "--memory is for --sample"),
         (["--checkpoint", "vma.pt", "--sample", "--score", "x.png"], "--score needs --memory"),
     ],

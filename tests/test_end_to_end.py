@@ -483,5 +483,22 @@ def test_exported_weights_are_tested_and_sampled_from(run: Path, capsys: pytest.
     assert main(run, "--test", "--checkpoint", str(weights), "model.latent_dim=5") == 2
     assert "model.latent_dim: 4 in the checkpoint, 5 now" in capsys.readouterr().err
     assert main(run, "--test", "--checkpoint", str(weights), "model.causal.trunk_blocks=1") == 0  # not read here
-    assert main(run, "--checkpoint", str(weights), "--export", str(run / "other.safetensors"), "test_spec.seed=7") == 0
-    assert configuration.parse(checkpoints.load(run / "other.safetensors")["config"], "").test_spec.seed == 7
+    other = run / "other.safetensors"
+    for seed in (7, 8):  # the same weights, so the file may be replaced
+        assert main(run, "--checkpoint", str(weights), "--export", str(other), f"test_spec.seed={seed}") == 0
+        assert configuration.parse(checkpoints.load(other)["config"], "").test_spec.seed == seed
+
+
+@pytest.mark.parametrize("content", [None, b"notes"], ids=["other weights", "no weights"])
+def test_an_export_replaces_nothing_else(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    if content is None:
+        checkpoints.export(path, {"a": torch.zeros(1)}, "model: {}\n")
+    else:
+        path.write_bytes(content)
+    before = path.read_bytes()
+    assert main(run, "--export", str(path)) == 2
+    assert f"{path}: exists, and holds something else; choose another name, or remove it" in capsys.readouterr().err
+    assert path.read_bytes() == before

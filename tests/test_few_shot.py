@@ -224,6 +224,25 @@ def test_many_classes_are_cells_with_so_many_of_each(tmp_path: Path) -> None:
         assert float(row["log_m"]) == pytest.approx(math.log(2 * classes), abs=1e-4)
 
 
+def test_memories_that_cannot_be_are_refused_before_any_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tmp_path, "--train", "train_spec.steps=1") == 0
+    given = ["--model", str(tmp_path / "config" / "small.yaml"), str(tmp_path / "vma.pt")]
+    monkeypatch.setattr(many_classes, "evaluate", lambda *_: pytest.fail("computed"))
+    for more, said in (
+        (
+            ["--targets", "9"],
+            "memories of 64 classes with 1 images of each, of 60 test classes: timesteps: 64 may need",
+        ),
+        (["--targets", "0", "--most", "2"], "targets: 0 is not between 1 and 1200"),
+        (["--images", "20", "--most", "2"], "--most, --images or --targets: memories of 1 classes with 20 images"),
+        (given, "two configurations have the same name"),
+    ):
+        assert many_classes.main([*given, *more, "--device", "cpu", "--output", str(tmp_path / "m")]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_many_classes_of_a_model_without_addresses_have_no_divergence(tmp_path: Path) -> None:
     none = np.full(2, math.nan)
     values = {"bound": np.array([-3.0, -5.0]), "target_class": np.arange(2), "kl_a": none, "address_accuracy": none}

@@ -293,7 +293,7 @@ SHARED = ("train_data.max_img_per_class=4", "train_data.targets_per_memory=8", "
         (["train_data.mixture=[{timesteps: 20, max_img_per_class: 20}]"], "train_data.mixture[0].max_img_per_class: "),
         (["test_spec.test_params.timesteps=[5]"], "test_spec.test_params.timesteps: 5 puts 5 images of a class"),
         (["test_spec.test_params.max_batch_cls=[4]"], "test_spec.test_params.max_batch_cls: 4 may need 4 classes"),
-        (["test_spec.targets=21"], "targets: 21 is not between 1 and 20, the number of images"),
+        (["test_spec.targets=21"], "test_spec.targets: 21 is not between 1 and 20, the number of images"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_before_the_training(

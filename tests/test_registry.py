@@ -13,6 +13,7 @@ import parsers
 from config import ConfigError
 from data.images import ClassImages
 from data.registry import DATA_SETS, Counts, DataSet
+from runtime.errors import DataError
 
 SECTIONS = ("train_data", "val_data", "test_data")
 
@@ -85,6 +86,14 @@ def test_classes_that_are_tested_are_not_held_out(tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match="3 classes cannot be held out where all classes of kind dots are tested"):
         small_config(tmp_path, *of_dots())
     assert small_config(tmp_path, *of_dots("train_data.held_out_classes=0")).train_data.held_out_classes == 0
+
+
+def test_a_file_is_no_folder_of_data(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("notes")
+    c = small_config(tmp_path, *(f"{name}_data.{of}" for name in ("train", "val", "test")
+                                 for of in ("kind=omniglot", "classes=200", f"root={tmp_path / 'notes'}")))  # fmt: skip
+    with pytest.raises(DataError, match="notes: a file, where the folder of the data is needed"):
+        parsers.training_images(c, CPU)
 
 
 @pytest.mark.usefixtures("toy")

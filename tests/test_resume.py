@@ -446,7 +446,8 @@ def test_a_restarted_run_that_died_does_not_become_the_old_one(
 
 def test_training_a_finished_run_changes_nothing(tmp_path: Path, whole: Callable[[str], Path]) -> None:
     shutil.copytree(whole("plain"), tmp_path, dirs_exist_ok=True)
-    before = curves(tmp_path)
-    assert main(tmp_path, "--train") == 0
-    assert curves(tmp_path) == before
+    before, resolved = curves(tmp_path), (tmp_path / "vma.resolved.yaml").read_text()
+    for more in ((), ("train_spec.steps=2",)):
+        assert main(tmp_path, "--train", *more) == 0
+        assert curves(tmp_path) == before and (tmp_path / "vma.resolved.yaml").read_text() == resolved
     assert same_end(tmp_path, whole("plain"))

@@ -165,11 +165,14 @@ def test_an_interrupted_study_resumes(
     made = interrupted_after(monkeypatch, study, name, None)
     assert study.main([*command, str(tmp_path / "part")]) == 0 and made == [calls - 2]
     assert (tmp_path / "part" / csv_file).read_bytes() == (tmp_path / "whole" / csv_file).read_bytes()
+    before = {path: path.read_bytes() for path in (tmp_path / "part").iterdir()}
     assert main(tmp_path, "--train", "--restart", "train_spec.steps=2") == 0  # other weights
-    assert study.main([*command, str(tmp_path / "part")]) == 0 and made == [calls - 2 + calls]
+    assert study.main([*command, str(tmp_path / "part")]) == 2 and made == [calls - 2]
+    assert "is of another model, or of other settings; choose another --output" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "part").iterdir()}
     for damaged in tmp_path.glob("part/*.npz"):
         damaged.write_bytes(b"PK rubbish")
-    assert study.main([*command, str(tmp_path / "part")]) == 0 and made == [calls - 2 + 2 * calls]
+    assert study.main([*command, str(tmp_path / "part")]) == 0 and made == [calls - 2 + calls]
 
 
 @pytest.mark.parametrize(("memory", "summed"), [("1", ["5"]), ("3", ["2"])])
@@ -543,6 +546,15 @@ def test_the_seeds_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (output / "seeds.md").read_text() in capsys.readouterr().out
     steps = [row["step"] for row in map(json.loads, (output / "seed_2" / "train.jsonl").read_text().splitlines())]
     assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("override", ["train_spec.seed=4", "output=elsewhere"])
+def test_what_the_seeds_set_is_not_set(
+    tmp_path: Path, override: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "main", None)  # it would be called
+    assert seeds.main([*seeds_of(tmp_path), "--set", override]) == 2
+    assert f"--set {override.partition('=')[0]}: is given by --seeds and --output here" in capsys.readouterr().err
 
 
 def test_seeds_of_another_configuration_are_not_taken_for_those_of_this(
