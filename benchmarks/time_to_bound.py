@@ -24,11 +24,11 @@ import evaluator
 import parsers
 from commands import Session, train
 from config import Config
+from reports.cells import images_described
 from reports.estimates import estimate
 from reports.plots import blank, png
 from reports.tables import comma_separated
 from run import Parser, pathname, standalone
-from runtime import checkpoints
 from runtime.errors import DataError, UserError
 from runtime.files import exclusive_lock, write_atomically
 from runtime.signals import Stopped, StopRequest
@@ -102,11 +102,11 @@ class Race:
         self.trainer = train.build_trainer(Session(config, stop, "cpu"))
         if (path := self.trainer.state_path).exists():
             train.check_same_run(path, state := train.load_state(path), config)
-            with checkpoints.as_expected(path):
-                self.trainer.resume(state)
+            train.resume(self.trainer, path, state, config)
         self.progress = self.trainer.progress  # whose `seconds` are those of the processor here
         spec = config.test_spec
-        self.test_of = f"{self.cell}, {spec.targets} targets, {spec.subset}, {spec.title}, seed {spec.seed}"
+        of = f"{self.cell}, {spec.targets} targets, {spec.subset}, {spec.title}, seed {spec.seed}"
+        self.test_of = f"{images_described(config.test_data)}; {of}"
         self.rows = [row for row in read(self.csv) if row["targets_seen"] <= self.targets_seen]
         if others := {row["test"] for row in self.rows} - {self.test_of}:
             raise UserError(f"{self.csv}: tested on {others.pop()}, now {self.test_of}; choose another --output")

@@ -35,14 +35,20 @@ HELD_OUT_KEYS = (
 )  # fmt: skip
 
 
-def differences(a: Config, b: Config, ignore: Collection[str] = (), only: Collection[str] | None = None) -> list[str]:
+def differences(
+    a: Config,
+    b: Config,
+    ignore: Collection[str] = (),
+    only: Collection[str] | None = None,
+    names: tuple[str, str] = ("in the checkpoint", "now"),
+) -> list[str]:
     """What differs between the config of a checkpoint, `a`, and the present one, `b`, a line for each key.
 
-    `ignore` and `only` hold dotted keys; each stands for everything below it.
+    `ignore` and `only` hold dotted keys; each stands for everything below it.  `names` are those of the two.
     """
     then, now = dict(_leaves(a.model_dump())), dict(_leaves(b.model_dump()))
     return [
-        f"{path}: {then.get(path, 'not set')} in the checkpoint, {now.get(path, 'not set')} now"
+        f"{path}: {then.get(path, 'not set')} {names[0]}, {now.get(path, 'not set')} {names[1]}"
         for path in dict.fromkeys((*then, *now))
         if then.get(path) != now.get(path) and not below(path, ignore) and (only is None or below(path, only))
     ]

@@ -4,7 +4,6 @@
 """
 
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,9 @@ from config import Config, DataConfig, TestSpec, cell_name
 from data.registry import DATA_SETS
 from evaluator import METRICS, PerTarget
 from reports.estimates import alphabets_of, estimate
-from runtime.arrays import load_npz, npz
-from runtime.errors import DataError, reason
+from runtime.arrays import npz, read_stored
+from runtime.errors import DataError
 from runtime.files import write_atomically
-
-_log = logging.getLogger(__name__)
 
 Row = Mapping[str, float | int]  # of the table
 
@@ -98,7 +95,7 @@ class CellStore:
 
 def load_cells(path: Path) -> Stored:
     """The cells in the file `path` of which nothing is missing and whose origin is that of the first."""
-    whole = _whole_cells(arrays := _arrays(path))
+    whole = _whole_cells(arrays := read_stored(path))
     key = next((of for of, _ in whole.values()), "")
     names = arrays.get(_CLASS_NAMES, np.array([]))
     known = names.ndim == 1 and names.dtype.kind == "U" and names.itemsize
@@ -116,17 +113,6 @@ def read_test(npz: Path) -> tuple[Config, Stored, list[Row]]:
     if not (rows := table_rows(stored.cells, config, stored.class_names)):
         raise DataError(f"{npz}: no finished cell of the grid that {resolved} has")
     return config, stored, rows
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """All that is in the file; nothing where it cannot be read."""
-    try:
-        return load_npz(path)
-    except FileNotFoundError:
-        return {}
-    except Exception as error:  # readers of damaged files raise almost anything
-        _log.warning("%s cannot be read (%s)", path, reason(error))
-        return {}
 
 
 def _whole_cells(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[str, PerTarget]]:

@@ -1,13 +1,17 @@
 """Files of named arrays (npz), read without trust."""
 
 import io
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from runtime.errors import reason
 from runtime.files import opened
+
+_log = logging.getLogger(__name__)
 
 _LARGEST = 1 << 30  # bytes when unpacked: 2,000 cells of a test with 13,180 targets
 
@@ -37,3 +41,14 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     if others := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
         raise ValueError(f"{others[0]} is no array")  # numpy gives the bytes of such an entry
     return arrays
+
+
+def read_stored(path: Path) -> dict[str, np.ndarray]:
+    """All that is in an npz file; nothing where it cannot be read, with a warning where it is there."""
+    try:
+        return load_npz(path)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # readers of damaged files raise almost anything
+        _log.warning("%s cannot be read (%s)", path, reason(error))
+        return {}

@@ -77,7 +77,8 @@ def unfinished(path: Path) -> Iterator[None]:
 def remove_unfinished() -> None:
     """For a process that ends in the middle of anything."""
     for path in tuple(_unfinished):
-        _remove(path)
+        with suppress(OSError):  # it must end
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

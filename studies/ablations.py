@@ -67,11 +67,8 @@ def read(path: Path, output: Path, root: str | None = None, seed: int | None = N
     rows: dict[str, Training] = {}
     for name, own in raw["rows"].items():
         rows[name] = Training(config, [*common, *_overrides(path, f"rows.{name}", own)], output / name)
-        if not comparable(next(iter(rows.values())).config, rows[name].config):
-            raise UserError(
-                f"{path}: rows.{name}: tested on other cells or targets than the first row; a row may change neither "
-                "the test nor what is held out (train_spec.seed, train_data.held_out_classes)"
-            )
+        if changed := of_other_tests(next(iter(rows.values())).config, rows[name].config):
+            raise UserError("\n  ".join([f"{path}: rows.{name}: tested otherwise than the first row:", *changed]))
     return rows
 
 
@@ -81,10 +78,10 @@ def _overrides(path: Path, where: str, raw: object) -> list[str]:
     return raw
 
 
-def comparable(first: Config, other: Config) -> bool:
-    """Whether two rows are tested on the same cells and targets."""
+def of_other_tests(first: Config, other: Config) -> list[str]:
+    """Why two rows are not tested on the same cells and targets, a line for each key."""
     keys = (*_TEST, *(configuration.HELD_OUT_KEYS if first.test_spec.subset != "test" else ()))
-    return not configuration.differences(first, other, ignore=_NOT_OF_TEST, only=keys)
+    return configuration.differences(first, other, ignore=_NOT_OF_TEST, only=keys, names=("there", "here"))
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

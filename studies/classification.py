@@ -12,6 +12,7 @@ posterior of all its images.
 """
 
 import argparse
+import hashlib
 import itertools
 import math
 import zipfile
@@ -72,6 +73,7 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     if args.runs:
         trials[OFFICIAL] = list(official(args.runs, config))
     origin = {"images": images.digest(), "memories": args.memories, "samples": args.samples, "shift": args.shift}
+    origin |= {"runs": hashlib.sha256(args.runs.read_bytes()).hexdigest()} if args.runs else {}
     found = program.resumed(
         args.output / "classification.npz",
         model,

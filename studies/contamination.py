@@ -54,9 +54,11 @@ def compared(path: Path, root: str | None) -> Iterator[program.Row]:
     nearest = np.argsort(-alike.numpy(), kind="stable")[: max(1, round(_SHARE * len(targets)))]
     rest = np.setdiff1d(np.arange(len(targets)), nearest)
     ink = images.images[targets].sum((1, 2)).double().numpy()
-    if not (cells := load_cells(path).cells):
+    if not (stored := load_cells(path)).cells:
         raise DataError(f"{path}: no bounds of a test")
-    for name, values in cells.items():
+    if stored.origin["images"] != images.digest():
+        raise DataError(f"{path}: of other images than {config.test_data.root} has now")
+    for name, values in stored.cells.items():
         nats = -values["bound"]
         if len(nats) != len(targets):
             raise DataError(f"{path}: {name} has {len(nats)} targets, its configuration {len(targets)}")

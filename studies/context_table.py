@@ -53,11 +53,20 @@ def execute(args: argparse.Namespace, stop: StopRequest) -> None:
     cpu = torch.device("cpu")
     images = parsers.test_images(config, cpu)
     spec = config.test_spec
-    origin = {"weights": "context table", "images": images.digest(), "targets": spec.targets, "seed": spec.seed}
+    training = parsers.training_images(config, cpu).train
+    origin = {
+        "weights": "context table",
+        "training": training.digest(),
+        "partners": config.train_spec.seed,
+        "images": images.digest(),
+        "targets": spec.targets,
+        "own_class": spec.own_class,
+        "seed": spec.seed,
+    }
     store = CellStore(output, json.dumps(origin), images.names)
     if store.is_another:
         raise UserError(f"{output} is the table of another test; choose another --output")
-    table = ContextTable.fit(pairs(parsers.training_images(config, cpu).train, config.train_spec.seed))
+    table = ContextTable.fit(pairs(training, config.train_spec.seed))
     for classes, size in tqdm(config.test_cells, "cells", dynamic_ncols=True):
         store.save(cell_name(classes, size), evaluate(table, parsers.grid_episodes(config, images, classes, size)))
     write_atomically(output.with_suffix(".resolved.yaml"), configuration.dump(config).encode())

@@ -1,7 +1,6 @@
 """What the studies share: their arguments, how they end, how they are resumed, and what they write."""
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,9 +23,10 @@ from reports.tables import write_files
 from run import Parser, device, pathname
 from runtime import checkpoints
 from runtime.allocator import keep_freed_memory
-from runtime.arrays import load_npz, npz
+from runtime.arrays import npz, read_stored
 from runtime.errors import UserError, sentence, status_of
-from runtime.files import write_atomically
+from runtime.files import exclusive_lock, write_atomically
+from runtime.processes import from_environment
 from runtime.signals import Stopped, StopRequest
 
 
@@ -75,18 +75,33 @@ def add_models(p: Parser) -> None:
                    help="a configuration and its weights; may be repeated")  # fmt: skip
 
 
+# What says which images are tested on, and drawn into memories.
+_IMAGES = (
+    *(f"test_data.{key}" for key in ("kind", "split", "classes", "resize", "resample")),
+    "test_spec.subset", "test_spec.seed",
+)  # fmt: skip
+
+
 def models(args: argparse.Namespace, stop: StopRequest) -> Iterator[tuple[str, Config, MemoryModel, ClassImages]]:
     """Name, configuration, model and test images of each --model.  Raises UserError, DataError."""
     if len({path.stem for path, _ in args.model}) < len(args.model):
         raise UserError("--model: two configurations have the same name, by which results are told apart; copy one")
-    for path, weights in args.model:
-        config = configuration.load(path, configuration.overrides(args.root))
+    configs = [configuration.load(path, configuration.overrides(args.root)) for path, _ in args.model]
+    for (path, _), config in zip(args.model, configs, strict=True):
+        if configuration.differences(configs[0], config, only=_IMAGES):
+            raise UserError(
+                f"--model {path}: other test images than those of the first; {', '.join(_IMAGES)} must agree"
+            )
+    for (path, weights), config in zip(args.model, configs, strict=True):
         model = load_model(config, stop, args.device, weights)
         yield path.stem, config, model, parsers.test_images(config, next(model.parameters()).device)
 
 
 def one_of_each(images: ClassImages, classes: int, seed: int, name: str) -> EpisodeLoader:
     """Memories of one image of each of so many classes; another image of each is a target."""
+    if classes > images.num_classes or images.counts.min() < 2:
+        there = f"there are {images.num_classes} with {images.counts.min()} or more"
+        raise UserError(f"test images: two of each of {classes} classes are needed, and {there}; use other data")
     spec = EpisodeSpec(timesteps=classes, exact=True, max_img_per_class=1, targets_per_memory=classes)
     return EpisodeLoader(images, spec, classes, seed, name)
 
@@ -106,6 +121,8 @@ def status(execute: Callable[[argparse.Namespace, StopRequest], int | None], arg
     stop = StopRequest(say)
     stop.install()
     try:
+        if from_environment().world > 1:
+            raise UserError("WORLD_SIZE is set, and this is a program of one process; unset it")
         with commands.explain_out_of_memory():
             return execute(args, stop) or 0
     except (UserError, Stopped, OSError, ArithmeticError, MemoryError) as error:
@@ -158,24 +175,23 @@ def resumed(
 
     What is stored already is not computed again.
 
-    Raises UserError where it is of another model, configuration or settings.
+    Raises UserError where it is of another model, configuration or settings, or another process is at it.
     """
     origin = {"weights": checkpoints.digest(model.state_dict()), "config": configuration.dump(config), **settings}
     key = np.array(json.dumps(origin, sort_keys=True))
-    arrays = {"key": key}
-    with contextlib.suppress(Exception):  # a damaged file raises almost anything; then all is computed
-        arrays = load_npz(path)
-    if str(arrays.get("key")) != str(key):
-        raise UserError(f"{path} is of another model, or of other settings; choose another --output, or remove it")
-    found = {}
-    for name in tqdm(list(names), dynamic_ncols=True):
-        parts = {one.removeprefix(f"{name}/"): arrays[one] for one in arrays if one.startswith(f"{name}/")}
-        if not parts:
-            parts = dict(compute(name))
-            arrays |= {f"{name}/{part}": value for part, value in parts.items()}
-            write_atomically(path, npz(arrays))
-        found[name] = parts
-    return found
+    with exclusive_lock(path, "study"):
+        arrays = read_stored(path) or {"key": key}
+        if str(arrays.get("key")) != str(key):
+            raise UserError(f"{path} is of another model, or of other settings; choose another --output, or remove it")
+        found = {}
+        for name in tqdm(list(names), dynamic_ncols=True):
+            parts = {one.removeprefix(f"{name}/"): arrays[one] for one in arrays if one.startswith(f"{name}/")}
+            if not parts:
+                parts = dict(compute(name))
+                arrays |= {f"{name}/{part}": value for part, value in parts.items()}
+                write_atomically(path, npz(arrays))
+            found[name] = parts
+        return found
 
 
 def write(output: Path, name: str, rows: Sequence[Row], text: str, png: bytes | None = None) -> None:

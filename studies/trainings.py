@@ -26,7 +26,7 @@ class Training:
 
         One that is done would be taken for one with other steps, since a run may be resumed with more of them.
         """
-        overrides = [*overrides, *configuration.overrides(output=folder)]
+        overrides = [*overrides, *configuration.overrides(output=folder), "test_spec.checkpoint_path=null"]
         self.folder, self.config = folder, configuration.load(config, overrides)
         self._arguments = ["--config", str(config), "--train", "--test", *(f"--set={one}" for one in overrides)]
         spec = self.config.train_spec

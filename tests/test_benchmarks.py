@@ -248,7 +248,9 @@ def test_bounds_are_measured_against_the_processor_time_of_the_training(
 
     capsys.readouterr()
     assert time_to_bound.main([*command, str(tmp_path / "part"), "--set", "test_spec.subset=held_out"]) == 2
-    assert "one.csv: tested on C=1 M=3, 12 targets, test, ELBO@7, seed 0, now" in capsys.readouterr().err
+    assert "C=1 M=3, 12 targets, test, ELBO@7, seed 0, now glyphs" in capsys.readouterr().err
+    assert time_to_bound.main([*command, str(tmp_path / "part"), "--set", "train_data.held_out_classes=2"]) == 2
+    assert "this run was begun with another configuration" in capsys.readouterr().err
     shutil.copy(tmp_path / "run.csv", tmp_path / "part")  # a table of another program is not drawn
     assert time_to_bound.main([*command, str(tmp_path / "part")]) == 0
     for damaged in (b"\xff\xfe", b"config,test,core_seconds\none,C=1,x", b"config,core_seconds\none,1"):

@@ -194,10 +194,11 @@ def other_weights(folder: Path) -> None:
         ("test_spec.importance_num=50",),
         ("test_spec.targets=9",),
         ("test_spec.seed=1",),
+        ("test_spec.own_class=false",),
         ("test_data.resample=maxpool",),
         (),
     ],
-    ids=["K", "targets", "seed", "images", "weights"],
+    ids=["K", "targets", "seed", "control", "images", "weights"],
 )
 def test_finished_cells_are_computed_anew_when_their_origin_changes(run: Path, changes: tuple[str, ...]) -> None:
     small = ("test_spec.test_params.max_batch_cls=[1]", "test_spec.test_params.timesteps=[3]")

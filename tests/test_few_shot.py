@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import json
 import math
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from models.context_table import ContextTable
 from models.vma.model import VMA
 from reports import compare
 from reports.cells import Stored, load_cells
+from runtime.errors import DataError
 from runtime.randomness import StepNoise
 from studies import classification, contamination, context_table, drawings, many_classes
 
@@ -170,6 +172,10 @@ def test_classification_is_the_share_of_right_answers(
     assert float(drawn["accuracy"]) == pytest.approx(1 / 5, abs=1e-4) and drawn["memories"] == "4"
     assert float(official["accuracy"]) == pytest.approx(1 / 3, abs=1e-4) and float(official["stderr"]) == 0
     assert "33.3 ± 0.0" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "runs.zip", "a") as other_runs:
+        other_runs.writestr("more", "")
+    assert classification.main([*arguments(tmp_path), *more]) == 2
+    assert "classification.npz is of another model, or of other settings" in capsys.readouterr().err
     with zipfile.ZipFile(tmp_path / "runs.zip", "w") as archive:
         archive.writestr("else.txt", "")
     assert classification.main([*arguments(tmp_path), *more]) == 3
@@ -230,6 +236,9 @@ def test_memories_that_cannot_be_are_refused_before_any_is_computed(
     assert main(tmp_path, "--train", "train_spec.steps=1") == 0
     given = ["--model", str(tmp_path / "config" / "small.yaml"), str(tmp_path / "vma.pt")]
     monkeypatch.setattr(many_classes, "evaluate", lambda *_: pytest.fail("computed"))
+    other = tmp_path / "small24.yaml"
+    sides = (f"{part}_data.resize=24" for part in ("train", "val", "test"))
+    other.write_text(configuration.dump(small_config(tmp_path, *sides)))
     for more, said in (
         (
             ["--targets", "9"],
@@ -238,6 +247,10 @@ def test_memories_that_cannot_be_are_refused_before_any_is_computed(
         (["--targets", "0", "--most", "2"], "targets: 0 is not between 1 and 1200"),
         (["--images", "20", "--most", "2"], "--most, --images or --targets: memories of 1 classes with 20 images"),
         (given, "two configurations have the same name"),
+        (
+            ["--model", str(other), str(tmp_path / "vma.pt")],
+            "small24.yaml: other test images than those of the first; test_data.kind",
+        ),
     ):
         assert many_classes.main([*given, *more, "--device", "cpu", "--output", str(tmp_path / "m")]) == 2
         assert said in capsys.readouterr().err
@@ -285,8 +298,12 @@ def test_a_context_table_has_the_targets_and_memories_of_a_test(
     assert context_table.main(["--config", str(path), "--targets", "10", *output]) == 0
     assert compare.differences(compare.read(tmp_path / "table.csv"), compare.read(tmp_path / "t" / "results.csv"))
     table = (tmp_path / "t" / "results.csv").read_text()
-    assert context_table.main(["--config", str(path), "--targets", "20", *output]) == 2
-    assert "results.csv is the table of another test" in capsys.readouterr().err
+    control, fewer = tmp_path / "control.yaml", tmp_path / "fewer.yaml"
+    control.write_text(configuration.dump(small_config(tmp_path, "test_spec.own_class=false")))
+    fewer.write_text(configuration.dump(small_config(tmp_path, "train_data.held_out_classes=4")))
+    for other, targets in ((path, "20"), (control, "10"), (fewer, "10")):
+        assert context_table.main(["--config", str(other), "--targets", targets, *output]) == 2
+        assert "results.csv is the table of another test" in capsys.readouterr().err
     assert (tmp_path / "t" / "results.csv").read_text() == table
     path.write_text(path.read_text().replace("timesteps: [1, 3]", "timesteps: [0, 3]"))
     assert context_table.main(["--config", str(path), "--targets", "10", *output]) == 2
@@ -334,8 +351,20 @@ def test_targets_most_alike_are_compared_with_the_rest(tmp_path: Path, monkeypat
     alike = torch.linspace(0, 0.9, 40)
     alike[7], alike[23] = 1.0, 0.99  # the two of forty
     nats = 10 * ink - 5 * (alike.numpy() > 0.95)
-    monkeypatch.setattr(contamination, "similarity", lambda x, training: alike)
-    monkeypatch.setattr(contamination, "load_cells", lambda path: Stored("", {"C=1 M=1": {"bound": -nats}}, ()))
+
+    def similarity(x: Tensor, training: Tensor) -> Tensor:
+        assert torch.equal(x, images.images[targets])
+        assert torch.equal(training, parsers.training_images(config, CPU).train.images)
+        return alike
+
+    def stored(of: str) -> Callable[[Path], Stored]:
+        return lambda path: Stored(json.dumps({"images": of}), {"C=1 M=1": {"bound": -nats}}, ())
+
+    monkeypatch.setattr(contamination, "similarity", similarity)
+    monkeypatch.setattr(contamination, "load_cells", stored("others"))
+    with pytest.raises(DataError, match="of other images than"):
+        list(contamination.compared(tmp_path / "table.npz", None))
+    monkeypatch.setattr(contamination, "load_cells", stored(images.digest()))
     (row,) = contamination.compared(tmp_path / "table.npz", None)
     assert row["identical"] == 1 and row["targets"] == 40
     assert row["nearest"] == pytest.approx(nats[[7, 23]].mean())

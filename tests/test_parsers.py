@@ -366,3 +366,17 @@ def test_a_training_takes_as_many_gpus_as_its_batch_divides_among(tmp_path: Path
                 parsers.train_loader(configured, images, Shard(0, world))
                 works.append(world)
         assert parsers.most_processes(configured.train_data, most) == max(works)
+
+
+@pytest.mark.parametrize("subset", ["train", "held_out"])
+def test_a_test_may_be_of_the_classes_of_the_training(tmp_path: Path, subset: str) -> None:
+    config = small_config(tmp_path, f"test_spec.subset={subset}")
+    tested, training = parsers.test_images(config, CPU), parsers.training_images(config, CPU)
+    assert tested.names == getattr(training, subset).names
+    assert not set(tested.names) & set((training.held_out if subset == "train" else training.train).names)
+
+
+def test_a_control_has_memories_of_other_classes_only(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "test_spec.own_class=false")
+    b = parsers.grid_episodes(config, parsers.test_images(config, CPU), 2, 3).batch(slice(None))
+    assert not (b.memory_class == b.x_class).any()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.config import small_config
@@ -346,6 +347,18 @@ def test_it_trains_tests_and_begins_with_weights_without_placements_and_with_few
     turned = (*begun, "model.scales=[1.25,1]", f"train_spec.init_from={shifted}/vma.pt")
     assert main(tmp_path / "turned", "--train", *turned) == 2
     assert "model.scales: [1.0, 1.25] in the checkpoint, [1.25, 1.0] now" in capsys.readouterr().err
+
+
+def test_how_the_sum_is_taken_is_done_and_is_part_of_what_a_table_is(tmp_path: Path) -> None:
+    where = (*LATENT_FREE, "model.max_shift=1", "test_spec.test_params.max_batch_cls=[1]")
+    assert main(tmp_path, "--train", "train_spec.steps=1", *where) == 0
+    few, found = "test_spec.addresses=8", []
+    for more in ((), (few,), (few, "test_spec.address_rounds=4"), (few, "test_spec.sampled_addresses=2")):
+        assert main(tmp_path, "--test", *where, *more) == 0
+        found.append(np.load(tmp_path / "table.npz")["C=1 M=3/bound"])
+    assert all((a != b).any() for a, b in itertools.combinations(found, 2)), found
+    assert (found[1] < found[0]).all() and (found[2] >= found[1] - 1e-4).mean() > 0.5
+    assert len(list(tmp_path.glob("table.before-*.npz"))) == 3
 
 
 def test_a_placement_needs_a_picked_image_and_the_image_as_it_is(tmp_path: Path) -> None:

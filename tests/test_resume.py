@@ -340,7 +340,8 @@ def test_what_does_not_define_the_run_may_change(
     changes = (
         "train_spec.val_every=5", "train_spec.save_every=2", "train_spec.log_every=2", "train_data.iter=3",
         f'train_spec.log_file="{other}"', "train_spec.gpus=auto", "test_spec.importance_num=70",
-        "test_spec.targets=5", "test_data.batch_size=3", "test_spec.seed=8",
+        "test_spec.targets=5", "test_data.batch_size=3", "test_spec.seed=8", "train_spec.rendezvous=7",
+        "train_spec.deterministic=true", "train_data.root=elsewhere", "val_data.root=elsewhere",
     )  # fmt: skip
     assert main(tmp_path, "--train", "--device", "cpu", "--logdir", str(tmp_path / "elsewhere"), *changes) == 0
     assert same_weights(tmp_path / "vma.last.pt", whole("plain") / "vma.last.pt")

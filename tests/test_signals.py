@@ -78,6 +78,20 @@ with files.unfinished(file), files.unfinished(folder):
     assert (file.exists(), folder.exists(), kept.exists()) == (False, False, True)
 
 
+def test_what_cannot_be_removed_does_not_keep_the_process_from_ending(tmp_path: Path) -> None:
+    source = f"""
+file, other = Path(sys.argv[1]) / "folder" / "a.part", Path(sys.argv[1]) / "b.part"
+file.parent.mkdir()
+with files.unfinished(file), files.unfinished(other):
+    other.touch()
+    file.parent.rmdir()
+    file.parent.touch()
+    signal.raise_signal({signal.SIGTERM})
+"""
+    assert outcome(source, str(tmp_path))[0] == 143
+    assert not (tmp_path / "b.part").exists()
+
+
 def test_a_hang_up_that_is_ignored_from_the_start_stays_ignored() -> None:
     """As nohup asks."""
     source = _LISTENING.replace("SIG_DFL", "SIG_IGN") + "signal.raise_signal(signal.SIGHUP); print('went on')"

@@ -26,8 +26,10 @@ from evaluator import PerTarget
 from models.objectives import log_mean_exp
 from models.vma.model import VMA
 from runtime.arrays import npz
+from runtime.files import exclusive_lock
 from runtime.signals import Stopped
 from studies import ablations, estimator, gradients, seeds
+from studies.trainings import Training
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -166,6 +168,10 @@ def test_an_interrupted_study_resumes(
     assert study.main([*command, str(tmp_path / "part")]) == 0 and made == [calls - 2]
     assert (tmp_path / "part" / csv_file).read_bytes() == (tmp_path / "whole" / csv_file).read_bytes()
     before = {path: path.read_bytes() for path in (tmp_path / "part").iterdir()}
+    (stored,) = (tmp_path / "part").glob("*.npz")
+    with exclusive_lock(stored, "study"):
+        assert study.main([*command, str(tmp_path / "part")]) == 2
+    assert "another study writes to it" in capsys.readouterr().err
     assert main(tmp_path, "--train", "--restart", "train_spec.steps=2") == 0  # other weights
     assert study.main([*command, str(tmp_path / "part")]) == 2 and made == [calls - 2]
     assert "is of another model, or of other settings; choose another --output" in capsys.readouterr().err
@@ -388,13 +394,41 @@ def test_rows_with_other_targets_are_not_compared(
     """Another seed of the training holds out other classes.  Nothing is trained before that is found."""
     content = LIST.replace("model.importance_num=3", change).replace("set: [", "set: [test_spec.subset=held_out, ")
     assert ablations.main([str(listed(tmp_path, content)), "--output", str(tmp_path / "ablations")]) == 2
-    assert "other: K: tested on other cells or targets than the first row" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "rows.other: K: tested otherwise than the first row:\n" in said and f"{change.partition('=')[0]}: " in said
     assert not (tmp_path / "ablations").exists()
 
 
 def test_another_seed_is_that_of_all_rows(tmp_path: Path) -> None:
     trainings = ablations.read(listed(tmp_path, LIST), tmp_path, seed=3)
     assert {one.config.train_spec.seed for one in trainings.values()} == {3} and len(trainings) == 2
+
+
+def test_the_seed_of_the_command_is_that_of_the_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[str]] = []
+
+    def ends(arguments: list[str]) -> int:
+        given.append(arguments)
+        return 1
+
+    monkeypatch.setattr(run, "main", ends)
+    assert ablations.main([str(listed(tmp_path, LIST)), "--seed", "3", "--output", str(tmp_path / "a")]) == 1
+    assert "--set=train_spec.seed=3" in given[0]
+
+
+def test_a_training_is_tested_by_its_own_weights(tmp_path: Path) -> None:
+    """Whatever the configuration says, such as that of a test of other ones."""
+    path = tmp_path / "small.yaml"
+    path.write_text(configuration.dump(small_config(tmp_path, "test_spec.checkpoint_path=other.pt")))
+    assert Training(path, [], tmp_path / "t").config.test_checkpoint == str(tmp_path / "t" / "vma.pt")
+
+
+def test_a_study_is_a_program_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert seeds.main(seeds_of(tmp_path)) == 2
+    assert "WORLD_SIZE is set" in capsys.readouterr().err
 
 
 def test_another_batch_is_tested_on_the_same_targets(tmp_path: Path) -> None:
