@@ -185,8 +185,8 @@ def _orders(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:
 
 
 def _scales(model: ModelConfig) -> Iterator[Problem]:
-    if 1 not in model.scales or len(set(model.scales)) < len(model.scales):
-        yield "model.scales", f"{list(model.scales)} must contain 1, the image as it is, and no number twice"
+    if list(model.scales) != (rising := sorted({1.0, *model.scales})):
+        yield "model.scales", f"{list(model.scales)} must contain 1, the image as it is, and rise; use {rising}"
 
 
 def _read(model: ModelConfig, train_spec: TrainSpec) -> Iterator[Problem]:

@@ -143,7 +143,8 @@ def shifted(images: Tensor, most: int) -> Tensor:
 def address_posterior(model: MemoryModel, x: Tensor, memory: Tensor, noise: StepNoise, k: int) -> Tensor:
     """p(a|x,M) [G, T, S] of targets x [G, T, H, W] given memories [G, M, H, W].
 
-    Exact without a z.  With one, p(x|m_a) is estimated by k samples of z for every address, one target at a time.
+    Without a z exact, but where `test_spec.addresses` sums over likely ones only.  With one, p(x|m_a) is estimated by k
+    samples of z for every address, one target at a time.
     """
     m = model.encode_memory(memory, precompute_features=True)
     if not (isinstance(model, VMA) and model.latent):

@@ -344,9 +344,9 @@ def test_it_trains_tests_and_begins_with_weights_without_placements_and_with_few
     capsys.readouterr()
     assert main(tmp_path / "shallow", "--train", *LATENT_FREE, *shallow) == 2
     assert "model.causal.fusion_blocks: 3 in the checkpoint, 2 now; blocks can be added, but" in capsys.readouterr().err
-    turned = (*begun, "model.scales=[1.25,1]", f"train_spec.init_from={shifted}/vma.pt")
+    turned = (*begun, "model.scales=[1,1.5]", f"train_spec.init_from={shifted}/vma.pt")
     assert main(tmp_path / "turned", "--train", *turned) == 2
-    assert "model.scales: [1.0, 1.25] in the checkpoint, [1.25, 1.0] now" in capsys.readouterr().err
+    assert "model.scales: [1.0, 1.25] in the checkpoint, [1.0, 1.5] now" in capsys.readouterr().err
 
 
 def test_how_the_sum_is_taken_is_done_and_is_part_of_what_a_table_is(tmp_path: Path) -> None:
@@ -366,6 +366,6 @@ def test_a_placement_needs_a_picked_image_and_the_image_as_it_is(tmp_path: Path)
         small_config(tmp_path, "model.max_shift=2", "model.read=soft")
     with pytest.raises(ConfigError, match=r"model\.scales: .* stretch the picked image, and .* picks none; use \[1\]"):
         small_config(tmp_path, "model.scales=[0.8,1]", "model.read=soft")
-    for scales in ("[0.8,1.2]", "[1,1]"):
-        with pytest.raises(ConfigError, match=r"model\.scales: .* must contain 1, .* and no number twice"):
+    for scales in ("[0.8,1.2]", "[1,1]", "[1.25,1]"):
+        with pytest.raises(ConfigError, match=r"model\.scales: .* must contain 1, .* and rise; use \["):
             small_config(tmp_path, f"model.scales={scales}")

@@ -195,8 +195,12 @@ class VMA(MemoryModel):
         images = torch.cat([memory.flatten(0, 1), self.dummies.to(memory.dtype)])  # [N, H, W], N = G M + dummies
         rows = torch.arange(len(images), device=memory.device)
         slots = torch.cat([rows[: g * size].view(g, size), rows[g * size :].expand(g, -1)], 1)
+        # By `marginal` q(a|M,x) learns apart from the bound, and may not move the dummies, which are part of p(x|M).
+        seen = images
+        if self.objective == "marginal":
+            seen = torch.cat([images[: g * size], images[g * size :].detach()])
         # not `[slots]`, whose gradient adds up in an order that changes from run to run with several threads
-        embedded = self.address_encoder(images)[0].to(memory.dtype).index_select(0, slots.flatten())
+        embedded = self.address_encoder(seen)[0].to(memory.dtype).index_select(0, slots.flatten())
         embeddings = embedded.unflatten(0, slots.shape)
         if self.with_neighbours:
             q_s = self.q_s if len(self.placements) > 1 else None
