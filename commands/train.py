@@ -49,11 +49,10 @@ def run(session: Session, restart: bool = False) -> None:
                 trainer.load_weights(trainer.model.adapted(weights))  # type: ignore[operator]
         if state is not None:
             resume(trainer, trainer.state_path, state, config)
+            session.say(f"resuming {path} at step {trainer.progress.step}")
         if trainer.progress.step < config.train_spec.steps:
             on_main(lambda: _prepare_files(config, restart))
         session.stop.restarted = True
-        if state is not None:
-            session.say(f"resuming {path} at step {trainer.progress.step}")
         _fit(trainer, session)
     draw_curves(session)
     session.say(f"trained {trainer.progress.step} steps; weights for --test: {path}")

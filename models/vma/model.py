@@ -395,9 +395,8 @@ class VMA(MemoryModel):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """All addresses are summed over, and q(a|M,x) learns from the posterior that the sum reveals."""
         k = self.importance_num if self.latent else 1
-        s, log_w = self._samples_for_backward(
-            self.every_address(m, targets, k), targets, noise, orders
-        )  # [K A, G O, T]
+        addresses = self.every_address(m, targets, k)
+        s, log_w = self._samples_for_backward(addresses, targets, noise, orders)  # [K A, G O, T]
         each = objectives.by_order(log_w, orders).unflatten(0, (k, -1)).flatten(1, 2)  # [K, A O, G, T]
         log_q = objectives.by_order(targets.q_a.logits.permute(2, 0, 1), orders).flatten(0, 1)
         bound = objectives.marginal(each, log_q) - math.log(orders)
